@@ -1,0 +1,293 @@
+//! The only door from the spool to the file system (SPOOL 10).
+//!
+//! [`OsStorage`] is a folder; the simulated one of the tests keeps "written" apart from "durable", for names as well
+//! as bytes. There is no append and no truncate: what is not there need not be simulated. Syncs go through std, so
+//! that a preloaded shim can slow and count them. All calls block.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FlockOperation, flock};
+
+/// Zeros are written in pieces of this many bytes.
+const ZERO_PIECE_BYTES: usize = 1 << 20;
+/// Most slices in one vectored write (IOV_MAX on Linux).
+const SLICES_MAX: usize = 1024;
+
+/// A folder of files, as the spool sees it. Names have no `/`.
+pub trait Storage: Send + Sync {
+    /// Makes a new file, readable and writable by its owner alone; fails if the name exists.
+    ///
+    /// # Errors
+    /// The system's.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
+
+    /// Opens an existing file for reading and writing.
+    ///
+    /// # Errors
+    /// The system's.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
+
+    /// Opens an existing file for reading alone.
+    ///
+    /// # Errors
+    /// The system's.
+    fn open_read(&self, name: &str) -> io::Result<Arc<dyn StorageFile>>;
+
+    /// Renames a file; one that has the new name is replaced. Atomic; durable after [`Storage::sync_dir`].
+    ///
+    /// # Errors
+    /// The system's.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a file. Durable after [`Storage::sync_dir`].
+    ///
+    /// # Errors
+    /// The system's.
+    fn unlink(&self, name: &str) -> io::Result<()>;
+
+    /// The names in the folder, in no order.
+    ///
+    /// # Errors
+    /// The system's.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// Makes creations, renames and removals durable (I5).
+    ///
+    /// # Errors
+    /// The system's.
+    fn sync_dir(&self) -> io::Result<()>;
+
+    /// Takes the writing process's lock, held until the storage is dropped. `false` if another process has it.
+    ///
+    /// # Errors
+    /// The system's.
+    fn lock(&self) -> io::Result<bool>;
+
+    /// Bytes that may still be written to the file system.
+    ///
+    /// # Errors
+    /// The system's.
+    fn free_bytes(&self) -> io::Result<u64>;
+}
+
+/// One file of a [`Storage`].
+pub trait StorageFile: Send + Sync {
+    /// Reads up to `into.len()` bytes at `offset`; 0 at the end of the file.
+    ///
+    /// # Errors
+    /// The system's.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize>;
+
+    /// Writes all of `pieces`, one after another, at `offset`.
+    ///
+    /// # Errors
+    /// The system's; some of it may then have been written.
+    fn write_at(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()>;
+
+    /// Makes what was written durable (fdatasync). Never tried again after a failure (I3).
+    ///
+    /// # Errors
+    /// The system's.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Writes zeros from the start up to `len` bytes, so that later writes change no metadata (SPOOL 2).
+    ///
+    /// # Errors
+    /// The system's.
+    fn fill_zero(&self, len: u64) -> io::Result<()>;
+
+    /// The file's length in bytes.
+    ///
+    /// # Errors
+    /// The system's.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether the file has no bytes.
+    ///
+    /// # Errors
+    /// The system's.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+}
+
+/// Reads exactly `into.len()` bytes at `offset`.
+///
+/// # Errors
+/// The system's; `UnexpectedEof` if the file ends before.
+pub fn read_exact_at(file: &dyn StorageFile, offset: u64, into: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(offset + done as u64, rest)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => done += n,
+        }
+    }
+    Ok(())
+}
+
+/// A folder of the operating system.
+pub struct OsStorage {
+    folder: PathBuf,
+    handle: File,
+    lock: std::sync::Mutex<Option<File>>,
+}
+
+impl OsStorage {
+    /// Opens a folder, which must exist.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        let handle = File::open(folder)?;
+        if !handle.metadata()?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+            handle,
+            lock: std::sync::Mutex::new(None),
+        })
+    }
+
+    fn open_with(&self, options: &OpenOptions, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        let file = options.open(self.folder.join(name))?;
+        Ok(Arc::new(OsFile { file }))
+    }
+}
+
+impl Storage for OsStorage {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
+        self.open_with(
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .custom_flags(no_follow),
+            name,
+        )
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.open_with(OpenOptions::new().read(true).write(true), name)
+    }
+
+    fn open_read(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.open_with(OpenOptions::new().read(true), name)
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.folder.join(from), self.folder.join(to))
+    }
+
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.folder.join(name))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            // A name that is not UTF-8 is none of ours.
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        self.handle.sync_all()
+    }
+
+    fn lock(&self) -> io::Result<bool> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.folder.join("lock"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                *self
+                    .lock
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(file);
+                Ok(true)
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let stat = rustix::fs::fstatvfs(&self.handle)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+struct OsFile {
+    file: File,
+}
+
+impl StorageFile for OsFile {
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.file.read_at(into, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn write_at(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
+        let mut slices: Vec<IoSlice<'_>> = pieces
+            .iter()
+            .filter(|p| !p.is_empty())
+            .map(|p| IoSlice::new(p))
+            .collect();
+        let mut rest = slices.as_mut_slice();
+        let mut at = offset;
+        while !rest.is_empty() {
+            let now = rest.get(..rest.len().min(SLICES_MAX)).unwrap_or_default();
+            match rustix::io::pwritev(&self.file, now, at) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => {
+                    at += n as u64;
+                    IoSlice::advance_slices(&mut rest, n);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn fill_zero(&self, len: u64) -> io::Result<()> {
+        let zeros = vec![0; ZERO_PIECE_BYTES];
+        let mut at = 0;
+        while at < len {
+            let piece = usize::try_from(len - at)
+                .unwrap_or(usize::MAX)
+                .min(ZERO_PIECE_BYTES);
+            self.file
+                .write_all_at(zeros.get(..piece).unwrap_or_default(), at)?;
+            at += piece as u64;
+        }
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+}
