@@ -14,5 +14,6 @@
 pub mod address;
 pub mod clock;
 pub mod envelope;
+pub mod route;
 pub mod spool;
 pub mod status;
