@@ -1,1 +1,3 @@
+//! The program `sendmail`, also run as `mailq`, `newaliases` and the like.
+
 fn main() {}

@@ -1,1 +1,3 @@
+//! The program `mailq`: lists the queue.
+
 fn main() {}
