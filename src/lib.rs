@@ -17,3 +17,4 @@ pub mod envelope;
 pub mod route;
 pub mod spool;
 pub mod status;
+pub mod submit;
