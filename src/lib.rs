@@ -13,6 +13,7 @@
 
 pub mod address;
 pub mod clock;
+pub mod config;
 pub mod envelope;
 pub mod route;
 pub mod spool;

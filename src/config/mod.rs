@@ -1,0 +1,309 @@
+//! `sendmail.toml` and `submit.toml`: one typed, checked [`Config`].
+//!
+//! Every value has Sendmail's option name in snake_case, a type with a unit, a
+//! range and a default; [`options`] is the one table of them. A value comes
+//! from the default of its role, then the file, then `-O`/`-o` of the command
+//! line, and remembers which. Nothing is ignored: an option that Sendmail
+//! knows and this program does not honour is refused by name.
+//!
+//! Touches its own configuration file only, once, and blocks for that long.
+//! Checks that need the system (users, host name) belong to who uses them.
+//! Modules take their section ([`SmtpdOptions`], [`QueueOptions`], ..), never
+//! the whole.
+//!
+//! Limits: [`CONFIG_FILE_LEN_MAX`], [`LIST_LEN_MAX`].
+//! Source: sendmail(8), Installation and Operation Guide 5.6.
+
+pub mod duration;
+pub mod endpoint;
+mod error;
+mod file;
+pub mod host;
+pub mod modes;
+pub mod not_honoured;
+pub mod options;
+pub mod overrides;
+pub mod report;
+mod sections;
+pub mod size;
+mod value;
+
+use std::path::{Path, PathBuf};
+
+pub use endpoint::{DaemonPort, HostPort};
+pub use error::{ConfigError, Place};
+pub use modes::{DeliveryMode, ErrorMode, Privacy, PrivacyOptions, Remote};
+pub use overrides::Override;
+pub use sections::{
+    ClientTimeouts, DeliverOptions, HostOptions, LogOptions, Paths, QueueOptions, ResolverOptions,
+    RetryOptions, RouteOptions, ServerTimeouts, SmtpdLimits, SmtpdOptions, SpoolSettings,
+    SubmitOptions,
+};
+pub use size::ByteSize;
+
+use options::OPTIONS;
+
+/// The longest configuration file read, in bytes.
+pub const CONFIG_FILE_LEN_MAX: u64 = 1 << 20;
+/// The most values that a list option may have.
+pub const LIST_LEN_MAX: usize = 64;
+/// The MTA's configuration file when neither `-C` nor a sandbox says else.
+pub const MTA_CONFIG_FILE: &str = "/etc/mail/sendmail.toml";
+/// The submission program's (`-Ac`) configuration file.
+pub const MSP_CONFIG_FILE: &str = "/etc/mail/submit.toml";
+
+/// Which of the two programs in one this process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Role {
+    /// The mail transfer agent (`-Am`, the daemon): `sendmail.toml`, `mqueue`.
+    #[default]
+    Mta,
+    /// The mail submission program (`-Ac`): `submit.toml`, `clientmqueue`.
+    Msp,
+}
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The table of options.
+    Default,
+    /// A line (from 1) of the configuration file.
+    File {
+        /// The line that holds the value.
+        line: usize,
+    },
+    /// `-O` or `-o`, as it was typed.
+    CommandLine(String),
+}
+
+/// Everything that can be set, checked, and where each value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// MTA or MSP; decides the defaults.
+    pub role: Role,
+    /// The sandbox's folder, absolute, when this process lives in one.
+    pub sandbox: Option<PathBuf>,
+    /// The file that was read.
+    pub file: PathBuf,
+    /// Directories, sockets and files.
+    pub paths: Paths,
+    /// The names of this host.
+    pub host: HostOptions,
+    /// Where recipients go.
+    pub route: RouteOptions,
+    /// How names are looked up in DNS.
+    pub resolver: ResolverOptions,
+    /// The SMTP server.
+    pub smtpd: SmtpdOptions,
+    /// Mailers.
+    pub deliver: DeliverOptions,
+    /// The queue.
+    pub queue: QueueOptions,
+    /// The spool's files.
+    pub spool: SpoolSettings,
+    /// Submission on the command line.
+    pub submit: SubmitOptions,
+    /// The maillog.
+    pub log: LogOptions,
+    /// In step with [`OPTIONS`].
+    origins: Vec<Origin>,
+}
+
+/// What decides a [`Config`], as the command line gives it.
+#[derive(Debug, Clone, Default)]
+pub struct Request<'r> {
+    /// MTA or MSP.
+    pub role: Role,
+    /// `-C FILE`; the role's own file when absent.
+    pub file: Option<&'r Path>,
+    /// The sandbox's folder, absolute; made before this is called.
+    pub sandbox: Option<&'r Path>,
+    /// `-O` and `-o` in the order they were typed.
+    pub overrides: &'r [Override],
+}
+
+impl Config {
+    /// Reads and checks the configuration that `request` asks for.
+    ///
+    /// Blocks: disk, for one file of at most [`CONFIG_FILE_LEN_MAX`].
+    ///
+    /// # Errors
+    /// [`ConfigError`]: the file is missing, cannot be read, is no TOML, or an
+    /// option in it or on the command line is unknown, not supported or has a
+    /// bad value. The first one found is reported, with its place.
+    pub fn load(request: &Request<'_>) -> Result<Self, ConfigError> {
+        let mut config = Self::defaults(request.role, request.sandbox);
+        if let Some(file) = request.file {
+            config.file = file.to_owned();
+        }
+        let path = config.file.clone();
+        let text = file::read(&path)?;
+        file::apply(&mut config, &path, &text)?;
+        for given in request.overrides {
+            overrides::apply(&mut config, given)?;
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// As [`Config::load`], from text in memory instead of a file; `path` is
+    /// what errors call it. Never blocks.
+    ///
+    /// # Errors
+    /// As [`Config::load`], without the file's.
+    pub fn from_text(request: &Request<'_>, path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let mut config = Self::defaults(request.role, request.sandbox);
+        config.file = path.to_owned();
+        file::apply(&mut config, path, text)?;
+        for given in request.overrides {
+            overrides::apply(&mut config, given)?;
+        }
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Every option at its default, in or out of a sandbox. Tests and tools
+    /// start here; programs use [`Config::load`]. Never blocks.
+    #[must_use]
+    pub fn defaults(role: Role, sandbox: Option<&Path>) -> Self {
+        let file = match role {
+            Role::Mta => MTA_CONFIG_FILE,
+            Role::Msp => MSP_CONFIG_FILE,
+        };
+        let file = match sandbox {
+            Some(dir) => dir.join(file.trim_start_matches('/')),
+            None => PathBuf::from(file),
+        };
+        let mut config = Self {
+            role,
+            sandbox: sandbox.map(Path::to_owned),
+            file,
+            paths: Paths::default(),
+            host: HostOptions::default(),
+            route: RouteOptions::default(),
+            resolver: ResolverOptions::default(),
+            smtpd: SmtpdOptions::default(),
+            deliver: DeliverOptions::default(),
+            queue: QueueOptions::default(),
+            spool: SpoolSettings::default(),
+            submit: SubmitOptions::default(),
+            log: LogOptions::default(),
+            origins: vec![Origin::Default; OPTIONS.len()],
+        };
+        for option in OPTIONS {
+            let text = option.default_for(role, sandbox.is_some());
+            let given = value::Given::Text(text.to_owned());
+            if let Err(error) = option.set(&mut config, &given) {
+                // The table is ours; a unit test sets every default.
+                panic!("default of {}: {error}", option.key);
+            }
+        }
+        config
+    }
+
+    /// Where the value of the option at `index` of [`OPTIONS`] came from.
+    #[must_use]
+    pub fn origin(&self, index: usize) -> &Origin {
+        self.origins.get(index).unwrap_or(&Origin::Default)
+    }
+
+    fn set_origin(&mut self, index: usize, origin: Origin) {
+        if let Some(slot) = self.origins.get_mut(index) {
+            *slot = origin;
+        }
+    }
+
+    /// Resolves a path option: in a sandbox a relative path begins at its
+    /// folder and none may lead out of it; elsewhere only absolute ones do.
+    fn place_path(&self, text: &str) -> Result<PathBuf, String> {
+        let path = Path::new(text);
+        let has_parent = path
+            .components()
+            .any(|part| matches!(part, std::path::Component::ParentDir));
+        match &self.sandbox {
+            Some(_) if has_parent => Err(format!("`{text}' may not contain `..'")),
+            Some(dir) => {
+                let placed = dir.join(path);
+                if placed.starts_with(dir) {
+                    Ok(placed)
+                } else {
+                    Err(format!(
+                        "`{text}' lies outside the sandbox {}",
+                        dir.display()
+                    ))
+                }
+            }
+            None if path.is_absolute() => Ok(path.to_owned()),
+            None => Err(format!("`{text}' is not an absolute path")),
+        }
+    }
+
+    /// Resolves the file of a map specification (`[class:][flags] /path`) as
+    /// [`Config::place_path`] does: the last word is the path.
+    fn place_map(&self, text: &str) -> Result<String, String> {
+        let text = text.trim();
+        let path_begin = text
+            .rfind(|c: char| c.is_whitespace() || c == ':')
+            .map_or(0, |at| at + 1);
+        let (head, path) = text.split_at(path_begin);
+        if path.is_empty() {
+            return Err(format!("`{text}' names no file"));
+        }
+        Ok(format!("{head}{}", self.place_path(path)?.display()))
+    }
+
+    /// Rules that tie options together.
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key: &str, text: String| {
+            let index = OPTIONS.iter().position(|option| option.key == key);
+            let place = index.map_or(Place::Nowhere, |index| match self.origin(index) {
+                Origin::File { line } => Place::Line {
+                    file: self.file.clone(),
+                    line: *line,
+                },
+                Origin::CommandLine(typed) => Place::CommandLine(typed.clone()),
+                Origin::Default => Place::Nowhere,
+            });
+            Err(ConfigError::BadValue {
+                place,
+                key: key.to_owned(),
+                reason: text,
+            })
+        };
+        let retry = &self.queue.retry;
+        if retry.max_queue_age < retry.min_queue_age {
+            return refuse("max_queue_age", "is shorter than min_queue_age".to_owned());
+        }
+        if retry
+            .queue_warn
+            .is_some_and(|warn| warn >= retry.queue_return)
+        {
+            return refuse(
+                "timeout.queue_warn",
+                "is not shorter than timeout.queue_return".to_owned(),
+            );
+        }
+        let ports = &self.smtpd.daemon_ports;
+        for (index, port) in ports.iter().enumerate() {
+            if self.sandbox.is_some() && !port.address.is_loopback() {
+                return refuse(
+                    "daemon_port_options",
+                    format!(
+                        "a sandbox listens on loopback only, not on {}",
+                        port.address
+                    ),
+                );
+            }
+            let is_taken = |other: &DaemonPort| {
+                other.port != 0 && other.socket_address() == port.socket_address()
+            };
+            if ports.iter().take(index).any(is_taken) {
+                return refuse(
+                    "daemon_port_options",
+                    format!("{} is listed twice", port.socket_address()),
+                );
+            }
+        }
+        Ok(())
+    }
+}

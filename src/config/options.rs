@@ -1,0 +1,1118 @@
+//! The one table of options: Sendmail's names and letters, TOML keys, types,
+//! ranges, defaults, and a line of text each.
+//!
+//! The reader of `sendmail.toml`, `-O`/`-o`, `--print-config` and the page
+//! sendmail.toml(5) are all made from it. What Sendmail has and this program
+//! does not is in [`not_honoured`](super::not_honoured).
+//!
+//! Source: Installation and Operation Guide 5.6, sendmail(8) `-o`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::duration::TimeUnit;
+use super::endpoint::{DaemonPort, HostPort};
+use super::modes::{DeliveryMode, ErrorMode, PrivacyOptions, Remote};
+use super::size::ByteSize;
+use super::value::{Access, Given, Shown};
+use super::{Config, Role};
+
+/// The port that DNS is asked at when `resolver` names none. RFC 1035 4.2.
+const DNS_PORT: u16 = 53;
+/// The longest tag of log lines, in bytes. RFC 3164 4.1.3.
+const SYSLOG_TAG_LEN_MAX: usize = 32;
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// One option.
+pub struct OptionDef {
+    /// The key in TOML, dotted: `timeout.queue_return`.
+    pub key: &'static str,
+    /// Sendmail's long name; empty for an option of our own, whose key then
+    /// serves for `-O`.
+    pub name: &'static str,
+    /// Sendmail's letter (`-oX`).
+    pub letter: Option<char>,
+    /// One line for the man page.
+    pub text: &'static str,
+    /// Whether `-O` of it keeps set-id rights. Source: sendmail(8).
+    pub is_safe: bool,
+    access: Access,
+    default: &'static str,
+    msp_default: Option<&'static str>,
+    sandbox_default: Option<&'static str>,
+    sandbox_msp_default: Option<&'static str>,
+}
+
+impl OptionDef {
+    const fn new(
+        key: &'static str,
+        default: &'static str,
+        access: Access,
+        text: &'static str,
+    ) -> Self {
+        Self {
+            key,
+            name: "",
+            letter: None,
+            text,
+            is_safe: false,
+            access,
+            default,
+            msp_default: None,
+            sandbox_default: None,
+            sandbox_msp_default: None,
+        }
+    }
+
+    const fn named(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
+    }
+
+    const fn letter(mut self, letter: char) -> Self {
+        self.letter = Some(letter);
+        self
+    }
+
+    const fn safe(mut self) -> Self {
+        self.is_safe = true;
+        self
+    }
+
+    const fn msp(mut self, default: &'static str) -> Self {
+        self.msp_default = Some(default);
+        self
+    }
+
+    const fn sandbox(mut self, default: &'static str) -> Self {
+        self.sandbox_default = Some(default);
+        self
+    }
+
+    const fn sandbox_msp(mut self, default: &'static str) -> Self {
+        self.sandbox_msp_default = Some(default);
+        self
+    }
+
+    /// The default as text, for a role in or out of a sandbox.
+    #[must_use]
+    pub fn default_for(&self, role: Role, is_sandbox: bool) -> &'static str {
+        let of_role = match role {
+            Role::Msp => self.msp_default,
+            Role::Mta => None,
+        };
+        let of_sandbox = match (is_sandbox, role) {
+            (false, _) => None,
+            (true, Role::Mta) => self.sandbox_default,
+            (true, Role::Msp) => self.sandbox_msp_default.or(self
+                .msp_default
+                .is_none()
+                .then_some(self.sandbox_default)
+                .flatten()),
+        };
+        of_sandbox.or(of_role).unwrap_or(self.default)
+    }
+
+    /// Type and range in words.
+    #[must_use]
+    pub fn type_text(&self) -> String {
+        self.access.describe()
+    }
+
+    /// The value in `config`.
+    #[must_use]
+    pub fn show(&self, config: &Config) -> Shown {
+        self.access.show(config)
+    }
+
+    /// Whether `-oX` may stand without a value, which then means true.
+    #[must_use]
+    pub const fn is_flag(&self) -> bool {
+        self.access.is_flag()
+    }
+
+    pub(super) fn set(&self, config: &mut Config, given: &Given) -> Result<(), String> {
+        self.access.set(config, given)
+    }
+
+    pub(super) fn append(&self, config: &mut Config, given: &Given) -> Result<(), String> {
+        self.access.append(config, given)
+    }
+}
+
+const fn client_timeout(
+    key: &'static str,
+    default: &'static str,
+    field: fn(&mut Config) -> &mut Duration,
+    text: &'static str,
+) -> OptionDef {
+    let access = Access::Time {
+        field,
+        unit: TimeUnit::Minutes,
+        min: SECOND,
+        max: DAY,
+    };
+    OptionDef::new(key, default, access, text).safe()
+}
+
+/// Every option that is honoured, grouped as the man page groups them.
+pub static OPTIONS: &[OptionDef] = &[
+    // Directories, sockets and files.
+    OptionDef::new(
+        "queue_directory",
+        "/var/spool/mqueue",
+        Access::Path(|c| &mut c.paths.queue_directory),
+        "The spool: where accepted messages live until they are delivered.",
+    )
+    .named("QueueDirectory")
+    .letter('Q')
+    .msp("/var/spool/clientmqueue")
+    .sandbox("var/spool/mqueue")
+    .sandbox_msp("var/spool/clientmqueue"),
+    OptionDef::new(
+        "client_queue_directory",
+        "",
+        Access::PathOrNone(|c| &mut c.paths.client_queue_directory),
+        "A client queue that the daemon runs besides its own; a sandbox's does.",
+    )
+    .sandbox("var/spool/clientmqueue")
+    .sandbox_msp("var/spool/clientmqueue"),
+    OptionDef::new(
+        "mailbox_directory",
+        "/var/mail",
+        Access::Path(|c| &mut c.paths.mailbox_directory),
+        "System mailboxes, one mbox file a user.",
+    )
+    .sandbox("var/mail"),
+    OptionDef::new(
+        "pid_file",
+        "/var/run/sendmail.pid",
+        Access::Path(|c| &mut c.paths.pid_file),
+        "Where the daemon writes its process id and command line.",
+    )
+    .named("PidFile")
+    .msp("/var/spool/clientmqueue/sm-client.pid")
+    .sandbox("run/sendmail.pid")
+    .sandbox_msp("run/sm-client.pid"),
+    OptionDef::new(
+        "control_socket_name",
+        "/var/run/sendmail/control",
+        Access::Path(|c| &mut c.paths.control_socket),
+        "The socket over which mailq and -q speak to the owner of the queue.",
+    )
+    .named("ControlSocketName")
+    .msp("/var/spool/clientmqueue/control")
+    .sandbox("run/control")
+    .sandbox_msp("run/client-control"),
+    OptionDef::new(
+        "smtp_address_file",
+        "/var/run/sendmail/smtp",
+        Access::Path(|c| &mut c.paths.smtp_address_file),
+        "Where the daemon writes its SMTP addresses, one a line, for submitters.",
+    )
+    .sandbox("run/smtp"),
+    OptionDef::new(
+        "home_directory",
+        "",
+        Access::PathOrNone(|c| &mut c.paths.home_directory),
+        "The parent of every user's home; empty: homes are those of passwd(5).",
+    )
+    .sandbox("home"),
+    OptionDef::new(
+        "passwd_file",
+        "",
+        Access::PathOrNone(|c| &mut c.paths.passwd_file),
+        "Users in passwd(5) form beside those of the system.",
+    )
+    .sandbox("etc/passwd"),
+    // Names of this host.
+    OptionDef::new(
+        "host_name",
+        "",
+        Access::Form {
+            form: "domain name, empty for the system's",
+            set: |c, text| {
+                c.host.host_name = domain_or_none(text)?;
+                Ok(())
+            },
+            show: |c| c.host.host_name.clone().unwrap_or_default(),
+        },
+        "The full name of this host (macro j).",
+    ),
+    OptionDef::new(
+        "domain",
+        "",
+        Access::Form {
+            form: "domain name, empty for none",
+            set: |c, text| {
+                c.host.domain = domain_or_none(text)?;
+                Ok(())
+            },
+            show: |c| c.host.domain.clone().unwrap_or_default(),
+        },
+        "The domain (macro m) appended to a system host name that has no dot.",
+    ),
+    OptionDef::new(
+        "local_host_names",
+        "/etc/mail/local-host-names",
+        Access::Path(|c| &mut c.route.local_host_names),
+        "Names that are this host (class w), one a line.",
+    )
+    .sandbox("etc/mail/local-host-names"),
+    // Where recipients go.
+    OptionDef::new(
+        "alias_file",
+        "/etc/mail/aliases",
+        Access::Several {
+            form: "map specifications",
+            separator: Some(','),
+            clear: |c| c.route.alias_files.clear(),
+            add: |c, text| {
+                let spec = c.place_map(text)?;
+                c.route.alias_files.push(spec);
+                Ok(())
+            },
+            show: |c| c.route.alias_files.clone(),
+        },
+        "Alias maps, asked in this order until one knows the name.",
+    )
+    .named("AliasFile")
+    .letter('A')
+    .sandbox("etc/mail/aliases"),
+    OptionDef::new(
+        "access_db",
+        "hash -o -T<TMPF> /etc/mail/access",
+        Access::Form {
+            form: "map specification, empty for none",
+            set: |c, text| {
+                c.route.access_db = if text.trim().is_empty() {
+                    None
+                } else {
+                    Some(c.place_map(text)?)
+                };
+                Ok(())
+            },
+            show: |c| c.route.access_db.clone().unwrap_or_default(),
+        },
+        "The access map: who may connect, send and relay.",
+    )
+    .sandbox("hash -o -T<TMPF> etc/mail/access"),
+    OptionDef::new(
+        "relay_domains",
+        "/etc/mail/relay-domains",
+        Access::Path(|c| &mut c.route.relay_domains),
+        "Domains that may relay and be relayed to (class R), one a line.",
+    )
+    .sandbox("etc/mail/relay-domains"),
+    OptionDef::new(
+        "smart_host",
+        "",
+        Access::Form {
+            form: "host, [host] or [address], with or without :port; empty for none",
+            set: |c, text| {
+                c.route.smart_host = host_or_none(text)?;
+                Ok(())
+            },
+            show: |c| shown_host(c.route.smart_host.as_ref()),
+        },
+        "Where all mail for other hosts is sent, instead of by MX.",
+    ),
+    OptionDef::new(
+        "remote",
+        "true",
+        Access::Form {
+            form: "true or false",
+            set: |c, text| {
+                let remote = match text.trim().to_ascii_lowercase().as_str() {
+                    "true" | "yes" => Remote::Allowed,
+                    "false" | "no" => Remote::LoopbackOnly,
+                    _ => return Err(format!("`{text}' is not true or false")),
+                };
+                c.route.remote = remote;
+                c.deliver.remote = remote;
+                Ok(())
+            },
+            show: |c| (c.route.remote == Remote::Allowed).to_string(),
+        },
+        "Whether hosts beyond loopback are contacted; if not, mail for them waits.",
+    )
+    .sandbox("false"),
+    OptionDef::new(
+        "max_alias_recursion",
+        "10",
+        Access::Count {
+            field: |c| &mut c.route.max_alias_recursion,
+            min: 1,
+            max: 100,
+        },
+        "How deep aliases may lead to aliases.",
+    )
+    .named("MaxAliasRecursion"),
+    OptionDef::new(
+        "max_hop_count",
+        "25",
+        Access::Form {
+            form: "number, 1 to 200",
+            set: |c, text| {
+                let hops = text
+                    .trim()
+                    .parse()
+                    .ok()
+                    .filter(|hops| (1..=200).contains(hops))
+                    .ok_or_else(|| format!("`{text}' is not a number from 1 to 200"))?;
+                c.route.max_hop_count = hops;
+                c.smtpd.limits.max_hop_count = hops;
+                Ok(())
+            },
+            show: |c| c.route.max_hop_count.to_string(),
+        },
+        "Hops after which a message is taken to loop.",
+    )
+    .named("MaxHopCount")
+    .letter('h'),
+    OptionDef::new(
+        "resolver",
+        "",
+        Access::Form {
+            form: "address or address:port, empty for resolv.conf's",
+            set: |c, text| {
+                c.resolver.server = name_server(text.trim())?;
+                Ok(())
+            },
+            show: |c| {
+                c.resolver
+                    .server
+                    .map_or_else(String::new, |server| server.to_string())
+            },
+        },
+        "The name server to ask.",
+    ),
+    OptionDef::new(
+        "timeout.resolver.retrans",
+        "5s",
+        Access::Time {
+            field: |c| &mut c.resolver.retransmit_after,
+            unit: TimeUnit::Seconds,
+            min: SECOND,
+            max: Duration::from_secs(120),
+        },
+        "How long a DNS query waits for its answer.",
+    )
+    .named("Timeout.resolver.retrans")
+    .safe(),
+    OptionDef::new(
+        "timeout.resolver.retry",
+        "4",
+        Access::Count {
+            field: |c| &mut c.resolver.attempts,
+            min: 1,
+            max: 20,
+        },
+        "How often a DNS query is sent before the lookup has failed for now.",
+    )
+    .named("Timeout.resolver.retry")
+    .safe(),
+    // The SMTP server.
+    OptionDef::new(
+        "daemon_port_options",
+        "Name=MTA; Name=MSA, Port=587, M=E",
+        Access::Several {
+            form: "\"Name=N, Addr=ADDRESS, Port=N, Family=inet|inet6, Listen=N, M=E\"",
+            separator: Some(';'),
+            clear: |c| c.smtpd.daemon_ports.clear(),
+            add: |c, text| {
+                let default_address = match c.sandbox {
+                    Some(_) => Ipv4Addr::LOCALHOST,
+                    None => Ipv4Addr::UNSPECIFIED,
+                };
+                let port = DaemonPort::parse(text, IpAddr::V4(default_address))?;
+                c.smtpd.daemon_ports.push(port);
+                Ok(())
+            },
+            show: |c| {
+                c.smtpd
+                    .daemon_ports
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect()
+            },
+        },
+        "Where the daemon listens. Port=0 takes a free port and prints it.",
+    )
+    .named("DaemonPortOptions")
+    .letter('O')
+    .sandbox("Name=MTA, Addr=127.0.0.1, Port=2525"),
+    OptionDef::new(
+        "smtp_greeting_message",
+        "$j Diligence $v; $b",
+        Access::Form {
+            form: "text with $j (host), $w (short host), $v (version), $b (date)",
+            set: |c, text| {
+                c.smtpd.greeting = greeting(text)?;
+                Ok(())
+            },
+            show: |c| c.smtpd.greeting.clone(),
+        },
+        "The server's greeting; ESMTP goes in after the first word.",
+    )
+    .named("SmtpGreetingMessage"),
+    OptionDef::new(
+        "privacy_options",
+        "authwarnings",
+        Access::Several {
+            form: "public, goaway, needmailhelo, needexpnhelo, needvrfyhelo, noexpn, novrfy, \
+                   noetrn, noverb, restrictmailq, restrictqrun, restrictexpand, noreceipts, \
+                   nobodyreturn, authwarnings, noactualrecipient",
+            separator: Some(','),
+            clear: |c| c.smtpd.privacy = PrivacyOptions::default(),
+            add: |c, text| {
+                let flags = PrivacyOptions::parse(text).map_err(|word| {
+                    let near = super::file::nearest(&word, PrivacyOptions::words());
+                    let hint =
+                        near.map_or_else(String::new, |near| format!("; did you mean `{near}'?"));
+                    format!("`{word}' is not a privacy option{hint}")
+                })?;
+                c.smtpd.privacy = c.smtpd.privacy.union(flags);
+                Ok(())
+            },
+            show: |c| {
+                let words = c.smtpd.privacy.to_string();
+                words.split(',').map(str::to_owned).collect()
+            },
+        },
+        "What strangers may ask. The command line adds to the file's, never takes away.",
+    )
+    .named("PrivacyOptions")
+    .letter('p')
+    .msp("goaway,noetrn,restrictqrun")
+    .safe(),
+    OptionDef::new(
+        "allow_bogus_helo",
+        "false",
+        Access::Flag(|c| &mut c.smtpd.allow_bogus_helo),
+        "Whether HELO takes a name that is no domain name.",
+    )
+    .named("AllowBogusHELO")
+    .safe(),
+    OptionDef::new(
+        "max_message_size",
+        "0",
+        Access::SizeOrNone {
+            field: |c| &mut c.smtpd.limits.max_message_size,
+            max: ByteSize::gib(4),
+        },
+        "The longest message accepted.",
+    )
+    .named("MaxMessageSize")
+    .safe(),
+    OptionDef::new(
+        "max_recipients_per_message",
+        "10000",
+        Access::Count {
+            field: |c| &mut c.smtpd.limits.max_rcpts,
+            min: 1,
+            max: 100_000,
+        },
+        "Recipients accepted for one message; further ones are answered 452.",
+    )
+    .named("MaxRecipientsPerMessage")
+    .safe(),
+    OptionDef::new(
+        "max_headers_length",
+        "32768",
+        Access::Size {
+            field: |c| &mut c.smtpd.limits.max_headers_length,
+            min: ByteSize::kib(1),
+            max: ByteSize::mib(16),
+        },
+        "The longest header, all its fields together.",
+    )
+    .named("MaxHeadersLength")
+    .safe(),
+    OptionDef::new(
+        "max_daemon_children",
+        "1000",
+        Access::Count {
+            field: |c| &mut c.smtpd.limits.max_daemon_children,
+            min: 1,
+            max: 65_000,
+        },
+        "SMTP connections served at once; further ones are answered 421.",
+    )
+    .named("MaxDaemonChildren"),
+    OptionDef::new(
+        "connection_rate_throttle",
+        "0",
+        Access::CountOrNone {
+            field: |c| &mut c.smtpd.limits.connection_rate_throttle,
+            max: 1_000_000,
+        },
+        "Connections accepted in one second, on each listener.",
+    )
+    .named("ConnectionRateThrottle")
+    .safe(),
+    OptionDef::new(
+        "bad_rcpt_throttle",
+        "0",
+        Access::CountOrNone {
+            field: |c| &mut c.smtpd.limits.bad_rcpt_throttle,
+            max: 100_000,
+        },
+        "Refused recipients after which each further one is answered a second late.",
+    )
+    .named("BadRcptThrottle"),
+    OptionDef::new(
+        "max_noop_commands",
+        "20",
+        Access::Count {
+            field: |c| &mut c.smtpd.limits.max_noop_commands,
+            min: 1,
+            max: 1_000,
+        },
+        "Commands without effect before a client is slowed down.",
+    )
+    .named("MaxNOOPCommands"),
+    OptionDef::new(
+        "timeout.command",
+        "1h",
+        Access::Time {
+            field: |c| &mut c.smtpd.timeouts.command,
+            unit: TimeUnit::Minutes,
+            min: SECOND,
+            max: DAY,
+        },
+        "How long the server waits for a command.",
+    )
+    .named("Timeout.command")
+    .safe(),
+    OptionDef::new(
+        "timeout.datablock",
+        "1h",
+        Access::Form {
+            form: "time, 1s to 1d, plain number: minutes",
+            set: |c, text| {
+                let wait = super::duration::parse_time(text, TimeUnit::Minutes)
+                    .map_err(|error| error.to_string())?;
+                if !(SECOND..=DAY).contains(&wait) {
+                    return Err(format!("{text} is not within 1s to 1d"));
+                }
+                c.smtpd.timeouts.datablock = wait;
+                c.deliver.timeouts.datablock = wait;
+                Ok(())
+            },
+            show: |c| super::duration::print_time(c.smtpd.timeouts.datablock),
+        },
+        "How long server and client wait for a piece of a message to move.",
+    )
+    .named("Timeout.datablock")
+    .safe(),
+    // Mailers.
+    OptionDef::new(
+        "helo_name",
+        "",
+        Access::Form {
+            form: "domain name, empty for this host's",
+            set: |c, text| {
+                c.deliver.helo_name = domain_or_none(text)?;
+                Ok(())
+            },
+            show: |c| c.deliver.helo_name.clone().unwrap_or_default(),
+        },
+        "The name given in HELO and EHLO.",
+    )
+    .named("HeloName"),
+    OptionDef::new(
+        "default_user",
+        "mail:mail",
+        Access::Text(|c| &mut c.deliver.default_user),
+        "USER or USER:GROUP that mailers run as when no user's rights apply.",
+    )
+    .named("DefaultUser")
+    .letter('u'),
+    client_timeout(
+        "timeout.connect",
+        "5m",
+        |c| &mut c.deliver.timeouts.connect,
+        "How long the client waits for a connection.",
+    )
+    .named("Timeout.connect"),
+    client_timeout(
+        "timeout.iconnect",
+        "5m",
+        |c| &mut c.deliver.timeouts.iconnect,
+        "The same for a message's first attempt.",
+    )
+    .named("Timeout.iconnect")
+    .msp("5s"),
+    client_timeout(
+        "timeout.initial",
+        "5m",
+        |c| &mut c.deliver.timeouts.initial,
+        "How long the client waits for the greeting.",
+    )
+    .named("Timeout.initial"),
+    client_timeout(
+        "timeout.helo",
+        "5m",
+        |c| &mut c.deliver.timeouts.helo,
+        "How long the client waits for the reply to HELO or EHLO.",
+    )
+    .named("Timeout.helo"),
+    client_timeout(
+        "timeout.mail",
+        "10m",
+        |c| &mut c.deliver.timeouts.mail,
+        "How long the client waits for the reply to MAIL.",
+    )
+    .named("Timeout.mail"),
+    client_timeout(
+        "timeout.rcpt",
+        "1h",
+        |c| &mut c.deliver.timeouts.rcpt,
+        "How long the client waits for the reply to RCPT.",
+    )
+    .named("Timeout.rcpt"),
+    client_timeout(
+        "timeout.datainit",
+        "5m",
+        |c| &mut c.deliver.timeouts.datainit,
+        "How long the client waits for the reply to DATA.",
+    )
+    .named("Timeout.datainit"),
+    client_timeout(
+        "timeout.datafinal",
+        "1h",
+        |c| &mut c.deliver.timeouts.datafinal,
+        "How long the client waits for the reply to the final dot.",
+    )
+    .named("Timeout.datafinal"),
+    client_timeout(
+        "timeout.rset",
+        "5m",
+        |c| &mut c.deliver.timeouts.rset,
+        "How long the client waits for the reply to RSET.",
+    )
+    .named("Timeout.rset"),
+    client_timeout(
+        "timeout.quit",
+        "2m",
+        |c| &mut c.deliver.timeouts.quit,
+        "How long the client waits for the reply to QUIT.",
+    )
+    .named("Timeout.quit"),
+    // The queue.
+    OptionDef::new(
+        "delivery_mode",
+        "background",
+        Access::Form {
+            form: "background, interactive, queue or deferred",
+            set: |c, text| {
+                c.queue.delivery_mode = DeliveryMode::parse(text)
+                    .ok_or_else(|| format!("`{text}' is not a delivery mode"))?;
+                Ok(())
+            },
+            show: |c| c.queue.delivery_mode.name().to_owned(),
+        },
+        "When a new message is first tried.",
+    )
+    .named("DeliveryMode")
+    .letter('d')
+    .msp("interactive")
+    .safe(),
+    OptionDef::new(
+        "max_queue_children",
+        "64",
+        Access::Count {
+            field: |c| &mut c.queue.max_queue_children,
+            min: 1,
+            max: 10_000,
+        },
+        "Messages delivered at once.",
+    )
+    .named("MaxQueueChildren"),
+    OptionDef::new(
+        "min_queue_age",
+        "5m",
+        Access::Time {
+            field: |c| &mut c.queue.retry.min_queue_age,
+            unit: TimeUnit::Minutes,
+            min: SECOND,
+            max: DAY,
+        },
+        "The wait after the first failed attempt; it doubles after each further one.",
+    )
+    .named("MinQueueAge")
+    .safe(),
+    OptionDef::new(
+        "max_queue_age",
+        "4h",
+        Access::Time {
+            field: |c| &mut c.queue.retry.max_queue_age,
+            unit: TimeUnit::Minutes,
+            min: SECOND,
+            max: Duration::from_secs(7 * 86_400),
+        },
+        "The longest wait between two attempts.",
+    )
+    .named("MaxQueueAge"),
+    OptionDef::new(
+        "timeout.queue_warn",
+        "4h",
+        Access::TimeOrNever {
+            field: |c| &mut c.queue.retry.queue_warn,
+            unit: TimeUnit::Hours,
+            max: Duration::from_secs(60 * 86_400),
+        },
+        "Age of a message at which its sender is warned of the delay.",
+    )
+    .named("Timeout.queuewarn")
+    .safe(),
+    OptionDef::new(
+        "timeout.queue_return",
+        "5d",
+        Access::Time {
+            field: |c| &mut c.queue.retry.queue_return,
+            unit: TimeUnit::Days,
+            min: SECOND,
+            max: Duration::from_secs(60 * 86_400),
+        },
+        "Age of a message at which it is returned to its sender.",
+    )
+    .named("Timeout.queuereturn")
+    .letter('T')
+    .safe(),
+    OptionDef::new(
+        "double_bounce_address",
+        "postmaster",
+        Access::TextOrNone(|c| &mut c.queue.double_bounce_address),
+        "Who gets a report that cannot be delivered to the sender.",
+    )
+    .named("DoubleBounceAddress"),
+    OptionDef::new(
+        "postmaster_copy",
+        "",
+        Access::TextOrNone(|c| &mut c.queue.postmaster_copy),
+        "Who gets a copy, without the body, of every report of failure.",
+    )
+    .named("PostmasterCopy")
+    .letter('P'),
+    // The spool's files.
+    OptionDef::new(
+        "segment_size",
+        "64M",
+        Access::Size {
+            field: |c| &mut c.spool.segment_size,
+            min: ByteSize::mib(1),
+            max: ByteSize::gib(1),
+        },
+        "Bytes of one file of the journal.",
+    )
+    .msp("4M")
+    .sandbox("4M"),
+    OptionDef::new(
+        "min_free_blocks",
+        "100",
+        Access::Count {
+            field: |c| &mut c.spool.min_free_blocks,
+            min: 0,
+            max: u32::MAX,
+        },
+        "Free blocks of 1,024 bytes below which mail is answered 452.",
+    )
+    .named("MinFreeBlocks")
+    .letter('b')
+    .safe(),
+    OptionDef::new(
+        "queue_file_mode",
+        "0600",
+        Access::Form {
+            form: "octal permission bits, 0600, 0640 or 0660",
+            set: |c, text| {
+                let mode = u32::from_str_radix(text.trim(), 8).ok();
+                let mode = mode.filter(|mode| matches!(mode, 0o600 | 0o640 | 0o660));
+                c.spool.queue_file_mode =
+                    mode.ok_or_else(|| format!("`{text}' is not 0600, 0640 or 0660"))?;
+                Ok(())
+            },
+            show: |c| format!("{:04o}", c.spool.queue_file_mode),
+        },
+        "Permission bits of the spool's files.",
+    )
+    .named("QueueFileMode")
+    .msp("0660")
+    .sandbox("0600")
+    .sandbox_msp("0600"),
+    // Submission on the command line.
+    OptionDef::new(
+        "trusted_users",
+        "/etc/mail/trusted-users",
+        Access::Path(|c| &mut c.submit.trusted_users),
+        "Users who may set any sender without a warning (class t), one a line.",
+    )
+    .sandbox("etc/mail/trusted-users"),
+    OptionDef::new(
+        "mta_host",
+        "",
+        Access::Form {
+            form: "[address]:port, empty for what the address file says, then [127.0.0.1]",
+            set: |c, text| {
+                c.submit.mta_host = host_or_none(text)?;
+                Ok(())
+            },
+            show: |c| shown_host(c.submit.mta_host.as_ref()),
+        },
+        "Where submitted mail is handed over.",
+    ),
+    OptionDef::new(
+        "error_mode",
+        "print",
+        Access::Form {
+            form: "print, quiet, mail, write or exitzero",
+            set: |c, text| {
+                c.submit.error_mode = ErrorMode::parse(text)
+                    .ok_or_else(|| format!("`{text}' is not an error mode"))?;
+                Ok(())
+            },
+            show: |c| c.submit.error_mode.name().to_owned(),
+        },
+        "How a submitter is told about errors.",
+    )
+    .named("ErrorMode")
+    .letter('e')
+    .safe(),
+    OptionDef::new(
+        "ignore_dots",
+        "false",
+        Access::Flag(|c| &mut c.submit.ignore_dots),
+        "Whether a line with only a dot is part of a submitted message.",
+    )
+    .named("IgnoreDots")
+    .letter('i')
+    .safe(),
+    OptionDef::new(
+        "verbose",
+        "false",
+        Access::Flag(|c| &mut c.submit.verbose),
+        "Whether the SMTP dialogue is shown.",
+    )
+    .named("Verbose")
+    .letter('v')
+    .safe(),
+    // The maillog.
+    OptionDef::new(
+        "log_level",
+        "9",
+        Access::Count {
+            field: |c| &mut c.log.log_level,
+            min: 0,
+            max: 98,
+        },
+        "How much is logged.",
+    )
+    .named("LogLevel")
+    .letter('L')
+    .safe(),
+    OptionDef::new(
+        "syslog_tag",
+        "sendmail",
+        Access::Form {
+            form: "1 to 32 letters, digits and -_./",
+            set: |c, text| {
+                c.log.syslog_tag = syslog_tag(text)?;
+                Ok(())
+            },
+            show: |c| c.log.syslog_tag.clone(),
+        },
+        "The name that log lines begin with; -L sets it.",
+    ),
+    OptionDef::new(
+        "log_file",
+        "",
+        Access::PathOrNone(|c| &mut c.log.file),
+        "The file that log lines are appended to; empty: syslog.",
+    )
+    .sandbox("var/log/maillog"),
+    OptionDef::new(
+        "log_socket",
+        "/dev/log",
+        Access::Path(|c| &mut c.log.socket),
+        "The socket of syslog.",
+    )
+    .sandbox("run/log"),
+];
+
+/// The index in [`OPTIONS`] of a TOML key.
+#[must_use]
+pub fn by_key(key: &str) -> Option<usize> {
+    OPTIONS.iter().position(|option| option.key == key)
+}
+
+/// The index in [`OPTIONS`] of a name given with `-O`: Sendmail's long name or
+/// the TOML key, case and underscores aside.
+#[must_use]
+pub fn by_name(name: &str) -> Option<usize> {
+    let folded = fold(name);
+    if folded.is_empty() {
+        return None;
+    }
+    OPTIONS
+        .iter()
+        .position(|option| fold(option.name) == folded || fold(option.key) == folded)
+}
+
+/// The index in [`OPTIONS`] of a letter given with `-o`.
+#[must_use]
+pub fn by_letter(letter: char) -> Option<usize> {
+    OPTIONS
+        .iter()
+        .position(|option| option.letter == Some(letter))
+}
+
+/// A name as it is compared: lower case, without underscores.
+pub(super) fn fold(name: &str) -> String {
+    name.chars()
+        .filter(|c| *c != '_')
+        .map(|c| c.to_ascii_lowercase())
+        .collect()
+}
+
+fn shown_host(host: Option<&HostPort>) -> String {
+    host.map_or_else(String::new, ToString::to_string)
+}
+
+fn host_or_none(text: &str) -> Result<Option<HostPort>, String> {
+    match text.trim() {
+        "" => Ok(None),
+        host => HostPort::parse(host).map(Some),
+    }
+}
+
+fn domain_or_none(text: &str) -> Result<Option<String>, String> {
+    let text = text.trim().trim_end_matches('.');
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if super::host::is_domain_name(text) {
+        Ok(Some(text.to_owned()))
+    } else {
+        Err(format!("`{text}' is not a domain name"))
+    }
+}
+
+fn name_server(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Some(address));
+    }
+    text.parse::<IpAddr>()
+        .map(|ip| Some(SocketAddr::new(ip, DNS_PORT)))
+        .map_err(|_| format!("`{text}' is not an address or address:port"))
+}
+
+/// Checks that a greeting has only macros that the server expands.
+fn greeting(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("may not be empty".to_owned());
+    }
+    let mut letters = text.chars();
+    while let Some(letter) = letters.next() {
+        if letter != '$' {
+            continue;
+        }
+        match letters.next() {
+            Some('j' | 'w' | 'v' | 'b' | '$') => {}
+            Some(other) => return Err(format!("macro ${other} is not supported")),
+            None => return Err("ends with a lone `$'".to_owned()),
+        }
+    }
+    Ok(text.to_owned())
+}
+
+/// A tag that cannot be taken for another part of a log line.
+pub(crate) fn syslog_tag(text: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    if (1..=SYSLOG_TAG_LEN_MAX).contains(&text.len()) && text.chars().all(is_plain) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "`{text}' is not a name of 1 to {SYSLOG_TAG_LEN_MAX} letters, digits, `-', `_', `.' or `/'"
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn every_default_is_a_value_of_its_own_type_in_every_role() {
+        for role in [Role::Mta, Role::Msp] {
+            for sandbox in [None, Some(Path::new("/sand/box"))] {
+                // Panics when a default does not parse.
+                let config = Config::defaults(role, sandbox);
+                config.check().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn every_value_reads_back_as_it_is_shown() {
+        let config = Config::defaults(Role::Mta, Some(Path::new("/sand/box")));
+        let mut again = config.clone();
+        for option in OPTIONS {
+            let given = match option.show(&config) {
+                Shown::Text(text) | Shown::Bare(text) => Given::Text(text),
+                Shown::List(list) => Given::List(list),
+            };
+            option.set(&mut again, &given).unwrap();
+        }
+        assert_eq!(config, again);
+    }
+
+    #[test]
+    fn names_letters_and_keys_are_unique() {
+        let mut names = BTreeSet::new();
+        let mut letters = BTreeSet::new();
+        for option in OPTIONS {
+            assert!(names.insert(fold(option.key)), "{}", option.key);
+            let name = fold(option.name);
+            if !name.is_empty() && name != fold(option.key) {
+                assert!(names.insert(name), "{}", option.name);
+            }
+            if let Some(letter) = option.letter {
+                assert!(letters.insert(letter), "{letter}");
+            }
+            assert!(option.text.ends_with('.'), "{}", option.key);
+        }
+        for option in super::super::not_honoured::NOT_HONOURED {
+            assert!(names.insert(fold(option.name)), "{}", option.name);
+            if let Some(letter) = option.letter {
+                assert!(letters.insert(letter), "{letter}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_found_without_regard_to_case_and_underscores() {
+        let index = by_key("timeout.queue_return").unwrap();
+        assert_eq!(by_name("Timeout.queuereturn"), Some(index));
+        assert_eq!(by_name("TIMEOUT.QUEUE_RETURN"), Some(index));
+        assert_eq!(by_letter('T'), Some(index));
+        assert_eq!(by_name(""), None);
+        assert_eq!(by_key("Timeout.queuereturn"), None);
+    }
+
+    #[test]
+    fn a_greeting_with_an_unknown_macro_is_refused() {
+        assert!(greeting("$j Mail; $b $$5").is_ok());
+        assert!(greeting("$j $x").unwrap_err().contains("$x"));
+        assert!(greeting("cash$").is_err());
+        assert!(greeting(" ").is_err());
+    }
+}
