@@ -369,6 +369,9 @@ pub struct Outcome {
     pub relay: String,
     /// Name of the mailer, as the log shows it (`local`, `esmtp`, `relay`, `prog`, `*file*`).
     pub mailer: String,
+    /// Whether the next host took `NOTIFY=` over, so that it reports success and not we (RFC 3461 5.2.2). Says nothing
+    /// unless delivered; not kept over a restart.
+    pub is_notify_passed_on: bool,
 }
 
 /// How an attempt ended for a recipient.
@@ -393,6 +396,7 @@ impl Outcome {
             reply: None,
             relay: String::new(),
             mailer: mailer.to_owned(),
+            is_notify_passed_on: false,
         }
     }
 

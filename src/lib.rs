@@ -14,6 +14,8 @@
 pub mod address;
 pub mod clock;
 pub mod config;
+pub mod deliver;
+pub mod dns;
 pub mod envelope;
 pub mod route;
 pub mod spool;
