@@ -16,6 +16,7 @@ pub mod clock;
 pub mod config;
 pub mod deliver;
 pub mod dns;
+pub mod control;
 pub mod envelope;
 pub mod route;
 pub mod spool;

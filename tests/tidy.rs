@@ -54,7 +54,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "src/smtpd/",
             "src/queue/",
             "src/deliver/",
-            "src/control.rs",
+            "src/control/",
             "src/programs/",
         ],
     ),
