@@ -14,9 +14,9 @@
 pub mod address;
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod deliver;
 pub mod dns;
-pub mod control;
 pub mod envelope;
 pub mod route;
 pub mod spool;

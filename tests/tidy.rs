@@ -5,6 +5,8 @@
 //! seams, that the top level is fixed, that no file has a name that says nothing, and that every file opens with
 //! `//!`. The checks themselves are tested on text that breaks each rule.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
