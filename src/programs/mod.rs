@@ -1,0 +1,6 @@
+//! The programs in one: what `sendmail` does as a daemon, as a submitter, as `mailq`, `newaliases` and the like (L5).
+//!
+//! [`crate::cli`] says which program a command line asks for; each file here is one of them and returns an exit code,
+//! which `main` ends with.
+
+pub mod mailq;
