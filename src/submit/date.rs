@@ -21,6 +21,15 @@ pub fn message_id_stamp(unix_ms: u64) -> String {
         .to_string()
 }
 
+/// `Sun Nov 22 17:12:53 2026`, in the system's time zone: the date of a mailbox's `From ` line.
+#[must_use]
+pub fn ctime(unix_ms: u64) -> String {
+    timestamp(unix_ms)
+        .to_zoned(TimeZone::system())
+        .strftime("%a %b %e %H:%M:%S %Y")
+        .to_string()
+}
+
 /// The date of a mailbox's `From name Mon Jan  1 00:00:00 2001` line as a Date field shows it, if it has one.
 #[must_use]
 pub fn unix_from_date(line: &[u8]) -> Option<String> {

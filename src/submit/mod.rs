@@ -11,4 +11,7 @@ pub mod addresses;
 pub mod body;
 pub mod collect;
 pub mod date;
+pub mod dead_letter;
 pub mod header;
+pub mod recipients;
+pub mod sender;
