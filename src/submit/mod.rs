@@ -13,5 +13,6 @@ pub mod collect;
 pub mod date;
 pub mod dead_letter;
 pub mod header;
+pub mod message;
 pub mod recipients;
 pub mod sender;
