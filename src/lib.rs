@@ -23,3 +23,4 @@ pub mod route;
 pub mod spool;
 pub mod status;
 pub mod submit;
+pub mod users;

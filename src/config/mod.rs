@@ -24,7 +24,9 @@ pub mod not_honoured;
 pub mod options;
 pub mod overrides;
 pub mod report;
+pub mod sandbox;
 mod sections;
+pub mod set_id;
 pub mod size;
 mod value;
 
@@ -116,7 +118,7 @@ pub struct Request<'r> {
     pub role: Role,
     /// `-C FILE`; the role's own file when absent.
     pub file: Option<&'r Path>,
-    /// The sandbox's folder, absolute; made before this is called.
+    /// The sandbox's folder, absolute; made by [`sandbox::open`].
     pub sandbox: Option<&'r Path>,
     /// `-O` and `-o` in the order they were typed.
     pub overrides: &'r [Override],
