@@ -5,7 +5,7 @@
 //! the loopback address, and neither needs the network. Order among mail hosts of equal preference is left to the
 //! caller. May touch: the name servers it was given, `/etc/resolv.conf` once, the file of local names (a short read on
 //! the calling thread when it has changed). Futures must be polled on a runtime with time and network enabled.
-//! Limits: [`QUERY_TIME_MAX`], [`QUERY_TRIES_MAX`], [`CACHE_ENTRIES_MAX`], [`RECORDS_MAX`], [`HOSTS_FILE_BYTES_MAX`].
+//! Limits: [`ResolverOptions`], [`CACHE_ENTRIES_MAX`], [`RECORDS_MAX`], [`HOSTS_FILE_BYTES_MAX`].
 //! Sources: RFC 5321 5.1 (locating the target host), RFC 7505 (null MX), RFC 6761 6.3 (localhost), hosts(5).
 
 use std::collections::HashMap;
@@ -30,10 +30,10 @@ use hickory_resolver::system_conf::read_system_conf;
 
 use crate::status::Verdict;
 
-/// Longest time one query to one name server may take.
-pub const QUERY_TIME_MAX: Duration = Duration::from_secs(5);
-/// How often each query is sent before the lookup has failed.
-pub const QUERY_TRIES_MAX: usize = 2;
+/// Default of [`ResolverOptions::query_time`].
+pub const QUERY_TIME: Duration = Duration::from_secs(5);
+/// Default of [`ResolverOptions::query_tries`].
+pub const QUERY_TRIES: usize = 2;
 /// Answers kept, for as long as their records may live.
 pub const CACHE_ENTRIES_MAX: u64 = 16_384;
 /// Records used of one answer; the rest of a longer one is ignored.
@@ -113,6 +113,10 @@ pub struct ResolverOptions {
     pub name_servers: Vec<std::net::SocketAddr>,
     /// The file of local names, `/etc/hosts`; `None` for none.
     pub hosts_file: Option<PathBuf>,
+    /// How long one query to one name server may take.
+    pub query_time: Duration,
+    /// How often a query is sent before the lookup has failed.
+    pub query_tries: usize,
 }
 
 impl Default for ResolverOptions {
@@ -120,6 +124,8 @@ impl Default for ResolverOptions {
         Self {
             name_servers: Vec::new(),
             hosts_file: Some(PathBuf::from("/etc/hosts")),
+            query_time: QUERY_TIME,
+            query_tries: QUERY_TRIES,
         }
     }
 }
@@ -143,7 +149,7 @@ impl SystemResolver {
             && options.name_servers.iter().all(|s| s.ip().is_loopback());
         Self {
             local: LocalNames::new(options.hosts_file.clone()),
-            dns: build_dns(&options.name_servers),
+            dns: build_dns(options),
             is_loopback_only,
         }
     }
@@ -188,7 +194,8 @@ fn is_absence(error: &NetError) -> bool {
     )
 }
 
-fn build_dns(servers: &[std::net::SocketAddr]) -> Result<TokioResolver, String> {
+fn build_dns(settings: &ResolverOptions) -> Result<TokioResolver, String> {
+    let servers = &settings.name_servers;
     let (config, mut options) = if servers.is_empty() {
         read_system_conf().map_err(|e| format!("/etc/resolv.conf: {e}"))?
     } else {
@@ -208,8 +215,8 @@ fn build_dns(servers: &[std::net::SocketAddr]) -> Result<TokioResolver, String> 
             ResolverOpts::default(),
         )
     };
-    options.timeout = QUERY_TIME_MAX;
-    options.attempts = QUERY_TRIES_MAX;
+    options.timeout = settings.query_time;
+    options.attempts = settings.query_tries;
     options.cache_size = CACHE_ENTRIES_MAX;
     options.use_hosts_file = ResolveHosts::Never;
     options.try_tcp_on_error = true;

@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct SmtpTimeouts {
     /// `Timeout.connect`: a TCP connection to one address.
     pub connect: Duration,
+    /// `Timeout.iconnect`: the same in a message's first attempt.
+    pub iconnect: Duration,
     /// `Timeout.initial`: the greeting.
     pub initial: Duration,
     /// `Timeout.helo`: the reply to EHLO or HELO.
@@ -34,6 +36,7 @@ impl Default for SmtpTimeouts {
         const HOUR: Duration = Duration::from_secs(3600);
         Self {
             connect: 5 * MINUTE,
+            iconnect: 5 * MINUTE,
             initial: 5 * MINUTE,
             helo: 5 * MINUTE,
             mail: 10 * MINUTE,

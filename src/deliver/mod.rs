@@ -8,6 +8,7 @@
 //! Limits: [`ATTEMPT_TIME_MAX`] and those of the mailers' files.
 
 pub mod client;
+pub mod dsn;
 pub mod local;
 pub mod smtp;
 
@@ -97,6 +98,8 @@ pub struct Attempt {
     pub content: ContentOpener,
     /// Size of the content in bytes, as it will be sent.
     pub content_bytes: u64,
+    /// Whether the message was never tried before, so that `Timeout.iconnect` applies.
+    pub is_first: bool,
     /// Who wants to watch. The mailers say every line that belongs to the attempt, its result included.
     pub verbose: Option<Verbose>,
 }
