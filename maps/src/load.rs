@@ -1,0 +1,279 @@
+//! Reading a map file whole, without ever taking a half-built one for a good one.
+//!
+//! Stock tools (makemap, newaliases, postmap) rebuild Berkeley DB files in place under an exclusive flock; ours
+//! replace them by rename. So: open, take the shared lock (waiting out a rebuild, up to a deadline), read everything,
+//! check that neither the file nor its name changed meanwhile, verify, and only then hand out a snapshot.
+//!
+//! Blocks: on disk, and on the lock up to [`LoadOptions::lock_wait`]. Limits: [`FILE_BYTES_MAX`],
+//! [`LoadOptions::lock_wait`], [`ATTEMPTS_MAX`].
+
+#![deny(clippy::indexing_slicing)]
+
+use crate::spec::TextColumns;
+use crate::{MapError, MapKind, Snapshot, bdb, text};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Largest map file read into memory, in bytes.
+pub const FILE_BYTES_MAX: u64 = 8 << 30;
+/// How often a file that changes while it is read is read again.
+pub const ATTEMPTS_MAX: u32 = 16;
+
+/// First and longest pause between two tries for a lock.
+const PAUSE_MIN: Duration = Duration::from_micros(200);
+const PAUSE_MAX: Duration = Duration::from_millis(20);
+
+/// What identifies one state of a map file: any rebuild, in place or by rename, changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Stamp {
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Time of last modification, in nanoseconds since 1970.
+    pub mtime_ns: i128,
+    /// Time of last status change, in nanoseconds since 1970.
+    pub ctime_ns: i128,
+}
+
+impl Stamp {
+    /// The stamp of a file's state.
+    pub fn of(meta: &Metadata) -> Self {
+        Self {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size_bytes: meta.size(),
+            mtime_ns: i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()),
+            ctime_ns: i128::from(meta.ctime()) * 1_000_000_000 + i128::from(meta.ctime_nsec()),
+        }
+    }
+
+    /// The stamp of what a path names now. Blocks: one `stat`.
+    ///
+    /// # Errors
+    /// What `stat` says.
+    pub fn of_path(path: &Path) -> io::Result<Self> {
+        std::fs::metadata(path).map(|meta| Self::of(&meta))
+    }
+}
+
+/// How to load a map.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// How long to wait for a program that is rebuilding the file.
+    pub lock_wait: Duration,
+    /// Columns of a text map.
+    pub columns: TextColumns,
+    /// Whether keys of a text map are put in lower case.
+    pub folds_text_keys: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            lock_wait: Duration::from_secs(10),
+            columns: TextColumns::default(),
+            folds_text_keys: true,
+        }
+    }
+}
+
+/// Reads and verifies the map file `path` of class `kind`.
+///
+/// # Errors
+/// [`MapError::Open`], [`MapError::Locked`] at the deadline, [`MapError::Damaged`], [`MapError::Unsupported`].
+pub fn load(kind: MapKind, path: &Path, options: &LoadOptions) -> Result<Snapshot, MapError> {
+    let (bytes, stamp) = match kind {
+        MapKind::Hash | MapKind::Btree => {
+            read_locked(path, options.lock_wait, Emptiness::BeingCreated)?
+        }
+        MapKind::Text => read_locked(path, options.lock_wait, Emptiness::Allowed)?,
+    };
+    match kind {
+        // By the file's magic, not by the class: a btree file named by a hash map is read all the same.
+        MapKind::Hash | MapKind::Btree => bdb::load(path, bytes, stamp),
+        MapKind::Text => text::load(
+            path,
+            &bytes,
+            &options.columns,
+            options.folds_text_keys,
+            stamp,
+        ),
+    }
+}
+
+/// What a file of length 0 means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Emptiness {
+    /// A database file somebody is about to write.
+    BeingCreated,
+    /// A list without entries.
+    Allowed,
+}
+
+/// Opens a map file for reading: a regular file only, never waiting on a FIFO.
+pub(crate) fn open_file(path: &Path) -> Result<(File, Metadata), MapError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(O_NONBLOCK)
+        .open(path)
+        .map_err(|error| MapError::open(path, &error))?;
+    let meta = file
+        .metadata()
+        .map_err(|error| MapError::open(path, &error))?;
+    if !meta.is_file() {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+        return Err(MapError::open(path, &error));
+    }
+    Ok((file, meta))
+}
+
+/// So that opening a FIFO cannot hang; without effect on regular files.
+const O_NONBLOCK: i32 = {
+    let bits = rustix::fs::OFlags::NONBLOCK.bits();
+    assert!(bits <= i32::MAX as u32);
+    bits.cast_signed()
+};
+
+/// Opens a map file and takes its shared lock, making sure that the path still names the file when the lock is ours
+/// and that it is not a database about to be created.
+pub(crate) fn open_locked(
+    path: &Path,
+    wait: Duration,
+    empty: Emptiness,
+) -> Result<(File, Stamp), MapError> {
+    let deadline = Instant::now() + wait;
+    let mut pause = PAUSE_MIN;
+    loop {
+        let (file, _) = open_file(path)?;
+        let trouble = match file.try_lock_shared() {
+            Ok(()) => {
+                let meta = file
+                    .metadata()
+                    .map_err(|error| MapError::open(path, &error))?;
+                let stamp = Stamp::of(&meta);
+                // While we waited, the name may have been given to a newer file.
+                let named = Stamp::of_path(path).map_err(|error| MapError::open(path, &error))?;
+                if (named.device, named.inode) != (stamp.device, stamp.inode) {
+                    if Instant::now() < deadline {
+                        continue;
+                    }
+                    "the file is replaced again and again"
+                } else if stamp.size_bytes == 0 && empty == Emptiness::BeingCreated {
+                    "the file is empty: somebody is creating it, or a build was broken off"
+                } else {
+                    return Ok((file, stamp));
+                }
+            }
+            Err(TryLockError::WouldBlock) => "another program is rebuilding the file",
+            Err(TryLockError::Error(error)) => return Err(MapError::open(path, &error)),
+        };
+        drop(file);
+        let now = Instant::now();
+        if now >= deadline {
+            return Err(MapError::locked(
+                path,
+                format!("{trouble} (waited {} ms)", wait.as_millis()),
+            ));
+        }
+        std::thread::sleep(pause.min(deadline - now));
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// The bytes of a file in one consistent state, and the stamp of that state.
+pub(crate) fn read_locked(
+    path: &Path,
+    wait: Duration,
+    empty: Emptiness,
+) -> Result<(Vec<u8>, Stamp), MapError> {
+    for _ in 0..ATTEMPTS_MAX {
+        let (mut file, before) = open_locked(path, wait, empty)?;
+        if before.size_bytes > FILE_BYTES_MAX {
+            return Err(MapError::unsupported(path, "the file is larger than 8 GiB"));
+        }
+        let len = usize::try_from(before.size_bytes).unwrap_or(usize::MAX);
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(len.saturating_add(1))
+            .map_err(|_| MapError::unsupported(path, "not enough memory for the file"))?;
+        (&mut file)
+            .take(before.size_bytes + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| MapError::open(path, &error))?;
+        let after = file
+            .metadata()
+            .map_err(|error| MapError::open(path, &error))?;
+        // An unlink or chmod in between moves ctime only; the bytes are then still one state, but a rename over the
+        // file cannot be told from a write by ctime alone, so read again.
+        if Stamp::of(&after) == before && bytes.len() == len {
+            return Ok((bytes, before));
+        }
+    }
+    Err(MapError::locked(
+        path,
+        "the file changes whenever it is read",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    const SOON: Duration = Duration::from_millis(30);
+
+    #[test]
+    fn a_file_held_exclusively_is_locked_not_absent() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.db");
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"half").unwrap();
+        file.lock().unwrap();
+        let error = read_locked(&path, SOON, Emptiness::Allowed).unwrap_err();
+        assert!(matches!(error, MapError::Locked { .. }), "{error}");
+        drop(file);
+        let (bytes, _) = read_locked(&path, SOON, Emptiness::Allowed).unwrap();
+        assert_eq!(bytes, b"half");
+    }
+
+    #[test]
+    fn an_empty_database_is_being_created() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.db");
+        File::create(&path).unwrap();
+        let error = load(
+            MapKind::Hash,
+            &path,
+            &LoadOptions {
+                lock_wait: SOON,
+                ..LoadOptions::default()
+            },
+        );
+        assert!(matches!(error, Err(MapError::Locked { .. })));
+    }
+
+    #[test]
+    fn directories_and_missing_files_are_errors() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(open_file(dir.path()).is_err());
+        let error = open_file(&dir.path().join("nothing")).unwrap_err();
+        assert!(error.is_missing());
+    }
+
+    #[test]
+    fn stamps_differ_after_a_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        std::fs::write(&path, "a").unwrap();
+        let before = Stamp::of_path(&path).unwrap();
+        assert_eq!(before, Stamp::of_path(&path).unwrap());
+        std::fs::write(&path, "ab").unwrap();
+        assert_ne!(before, Stamp::of_path(&path).unwrap());
+    }
+}

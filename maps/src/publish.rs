@@ -1,0 +1,356 @@
+//! Putting a finished map file in place of the old one: whole, on disk, or not at all.
+//!
+//! A new file `NAME.tmp-PID` beside the old one (created exclusively, mode 0600); an exclusive flock on the old one,
+//! which keeps off stock tools that rebuild in place; write; read back a sample; owner and mode; sync the file; rename;
+//! sync the directory (I5). On any error the new file is removed and the old one stays. A crash leaves the old or the
+//! new map, never half of one; a leftover `.tmp-PID` is harmless.
+//!
+//! Blocks: on disk, and up to [`PublishOptions::lock_wait`] on the old file's lock.
+
+use crate::{MapError, io_text};
+use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const PAUSE: Duration = Duration::from_millis(5);
+/// How often the old file may be replaced by others while we wait for its lock.
+const REPLACED_MAX: u32 = 100;
+
+/// Who shall own a published map, and how long to wait for it.
+#[derive(Debug, Clone)]
+pub struct PublishOptions {
+    /// Permission bits of a new map; one that exists keeps its own, less write permission for group and others.
+    pub mode: u32,
+    /// Owner of the file, set when the process may (Sendmail's TrustedUser).
+    pub owner_uid: Option<u32>,
+    /// How long to wait for a program that holds the old file's lock.
+    pub lock_wait: Duration,
+}
+
+impl Default for PublishOptions {
+    fn default() -> Self {
+        Self {
+            mode: 0o640,
+            owner_uid: None,
+            lock_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A map that is in place and on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The map's file.
+    pub path: PathBuf,
+    /// Number of different keys.
+    pub keys: u64,
+}
+
+/// A map that could not be published; the old one, if any, is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The system refused a step.
+    #[error("{}: cannot {operation}: {}", path.display(), io_text(source))]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        operation: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The place of the map is taken by something that is not replaced, for safety.
+    #[error("{}: {reason}", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Sendmail's words for it.
+        reason: &'static str,
+    },
+    /// The old map is locked, or what was written does not read back.
+    #[error(transparent)]
+    Map(#[from] MapError),
+}
+
+impl PublishError {
+    /// Publishing again later may work in every case: nothing was changed. A refusal wants the operator first.
+    pub fn verdict(&self) -> crate::Verdict {
+        match self {
+            Self::Refused { .. } => crate::Verdict::Permanent,
+            Self::Io { .. } => crate::Verdict::Temporary,
+            Self::Map(error) => error.verdict(),
+        }
+    }
+
+    /// The text without the path, as Sendmail's tools print it after the map's name.
+    pub fn detail(&self) -> String {
+        match self {
+            Self::Io { source, .. } => io_text(source),
+            Self::Refused { reason, .. } => (*reason).to_owned(),
+            Self::Map(error) => error.detail().to_owned(),
+        }
+    }
+}
+
+/// Removes the temporary file unless it was renamed.
+struct Temporary {
+    path: PathBuf,
+    is_published: bool,
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.is_published {
+            // The error that led here is the one to report.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Writes a file by `write` and puts it in the place of `dest`.
+///
+/// # Errors
+/// [`PublishError`]; `dest` is then untouched, unless only the directory's sync failed, which is said.
+///
+/// # Durability
+/// When this returns, the new file and its name are on disk.
+pub(crate) fn publish<T>(
+    dest: &Path,
+    options: &PublishOptions,
+    write: impl FnOnce(&File) -> Result<T, PublishError>,
+) -> Result<T, PublishError> {
+    let fail = |operation: &'static str, path: &Path| {
+        let path = path.to_path_buf();
+        move |source| PublishError::Io {
+            path,
+            operation,
+            source,
+        }
+    };
+    check_place(dest)?;
+    let (file, mut temporary) = create_temporary(dest)?;
+    let old = lock_old(dest, options.lock_wait)?;
+    let result = write(&file)?;
+    let path = &temporary.path;
+    let mode = match &old {
+        Some(old) => {
+            let meta = old.metadata().map_err(fail("stat", dest))?;
+            // The group is kept where the process may; where not, the mode still keeps strangers out.
+            let _ = std::os::unix::fs::fchown(&file, None, Some(meta.gid()));
+            meta.mode() & 0o755
+        }
+        None => options.mode,
+    };
+    if let Some(uid) = options.owner_uid {
+        std::os::unix::fs::fchown(&file, Some(uid), None)
+            .map_err(fail("set the owner of", path))?;
+    }
+    file.set_permissions(Permissions::from_mode(mode))
+        .map_err(fail("set the mode of", path))?;
+    file.sync_all().map_err(fail("sync", path))?;
+    std::fs::rename(path, dest).map_err(fail("rename", path))?;
+    temporary.is_published = true;
+    sync_directory(dest).map_err(fail("sync the directory of", dest))?;
+    drop(old);
+    Ok(result)
+}
+
+/// Refuses to replace what Sendmail refuses: symbolic links, hard links, anything but a regular file.
+pub(crate) fn check_place(dest: &Path) -> Result<(), PublishError> {
+    let refused = |reason| {
+        Err(PublishError::Refused {
+            path: dest.to_path_buf(),
+            reason,
+        })
+    };
+    match std::fs::symlink_metadata(dest) {
+        Ok(meta) if meta.file_type().is_symlink() => refused("Symbolic links not allowed"),
+        Ok(meta) if !meta.is_file() => refused("Not a regular file"),
+        Ok(meta) if meta.nlink() > 1 => refused("Hard links not allowed"),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PublishError::Io {
+            path: dest.to_path_buf(),
+            operation: "stat",
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn create_temporary(dest: &Path) -> Result<(File, Temporary), PublishError> {
+    let mut name = dest.as_os_str().to_os_string();
+    name.push(format!(".tmp-{}", std::process::id()));
+    let path = PathBuf::from(name);
+    let create = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+    };
+    let file = match create() {
+        // Left by a process of the same number that crashed: no other can be at work under our number.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            std::fs::remove_file(&path).and_then(|()| create())
+        }
+        other => other,
+    };
+    let file = file.map_err(|source| PublishError::Io {
+        path: dest.to_path_buf(),
+        operation: "create",
+        source,
+    })?;
+    Ok((
+        file,
+        Temporary {
+            path,
+            is_published: false,
+        },
+    ))
+}
+
+/// Takes the exclusive lock of the file `dest` names, if there is one.
+fn lock_old(dest: &Path, wait: Duration) -> Result<Option<File>, PublishError> {
+    let fail = |operation: &'static str| {
+        let path = dest.to_path_buf();
+        move |source| PublishError::Io {
+            path,
+            operation,
+            source,
+        }
+    };
+    let deadline = Instant::now() + wait;
+    for _ in 0..REPLACED_MAX {
+        let file = match File::open(dest) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(fail("open")(error)),
+        };
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(error)) => return Err(fail("lock")(error)),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                    let detail = format!(
+                        "another program uses the map (waited {} ms)",
+                        wait.as_millis()
+                    );
+                    return Err(MapError::locked(dest, detail).into());
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+            }
+        }
+        let locked = file.metadata().map_err(fail("stat"))?;
+        match std::fs::metadata(dest) {
+            Ok(named) if (named.dev(), named.ino()) == (locked.dev(), locked.ino()) => {
+                return Ok(Some(file));
+            }
+            // Replaced while we waited: the new one is the one to lock.
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(fail("stat")(error)),
+        }
+    }
+    Err(MapError::locked(dest, "the map is replaced again and again").into())
+}
+
+fn sync_directory(dest: &Path) -> io::Result<()> {
+    File::open(directory_of(dest))?.sync_all()
+}
+
+/// The directory a file lies in; `.` for a bare name.
+pub(crate) fn directory_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn put(dest: &Path, text: &str, options: &PublishOptions) -> Result<(), PublishError> {
+        publish(dest, options, |mut file| {
+            file.write_all(text.as_bytes())
+                .map_err(|source| PublishError::Io {
+                    path: dest.to_path_buf(),
+                    operation: "write",
+                    source,
+                })
+        })
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_new_map_has_the_asked_for_mode_and_an_old_one_keeps_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("m.db");
+        put(&dest, "one", &PublishOptions::default()).unwrap();
+        assert_eq!(std::fs::metadata(&dest).unwrap().mode() & 0o777, 0o640);
+        std::fs::set_permissions(&dest, Permissions::from_mode(0o664)).unwrap();
+        put(&dest, "two", &PublishOptions::default()).unwrap();
+        assert_eq!(std::fs::metadata(&dest).unwrap().mode() & 0o777, 0o644);
+        assert_eq!(std::fs::read_to_string(&dest).unwrap(), "two");
+        assert_eq!(names(dir.path()), ["m.db"]);
+    }
+
+    #[test]
+    fn a_failed_build_leaves_the_old_map_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("m.db");
+        put(&dest, "old", &PublishOptions::default()).unwrap();
+        let failed: Result<(), _> = publish(&dest, &PublishOptions::default(), |mut file| {
+            file.write_all(b"half").unwrap();
+            Err(MapError::damaged(&dest, "on purpose").into())
+        });
+        assert!(failed.is_err());
+        assert_eq!(std::fs::read_to_string(&dest).unwrap(), "old");
+        assert_eq!(names(dir.path()), ["m.db"]);
+    }
+
+    #[test]
+    fn links_are_not_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("m.db");
+        std::os::unix::fs::symlink("target.db", &dest).unwrap();
+        let error = put(&dest, "x", &PublishOptions::default()).unwrap_err();
+        assert_eq!(error.detail(), "Symbolic links not allowed");
+        std::fs::remove_file(&dest).unwrap();
+        std::fs::write(&dest, "x").unwrap();
+        std::fs::hard_link(&dest, dir.path().join("hard.db")).unwrap();
+        let error = put(&dest, "x", &PublishOptions::default()).unwrap_err();
+        assert_eq!(error.detail(), "Hard links not allowed");
+        std::fs::create_dir(dir.path().join("d.db")).unwrap();
+        assert!(put(&dir.path().join("d.db"), "x", &PublishOptions::default()).is_err());
+    }
+
+    #[test]
+    fn a_map_in_use_by_a_stock_tool_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("m.db");
+        std::fs::write(&dest, "x").unwrap();
+        let held = File::open(&dest).unwrap();
+        held.lock().unwrap();
+        let options = PublishOptions {
+            lock_wait: Duration::from_millis(20),
+            ..PublishOptions::default()
+        };
+        let error = put(&dest, "y", &options).unwrap_err();
+        assert!(matches!(error, PublishError::Map(MapError::Locked { .. })));
+        drop(held);
+        put(&dest, "y", &options).unwrap();
+        assert_eq!(names(dir.path()), ["m.db"]);
+    }
+}

@@ -1,0 +1,194 @@
+//! Key-value records in one flat buffer: the body of a snapshot, of a build in progress, and of the constant file.
+//!
+//! A record starts at a multiple of 4 and is named by its position in 4-byte units, so 32 bits reach 16 GiB:
+//!
+//! | offset | size | meaning |
+//! |---|---|---|
+//! | 0 | 1 | key length, 0 to 254; 255 marks the long form |
+//! | 1 | 1 | value length, 0 to 255; 0 in the long form |
+//! | 2 | 8 | long form only: key length and value length, 32 bits each, little endian |
+//! | 2 or 10 | | key, then value, then padding to a multiple of 4 |
+//!
+//! Never panics on foreign bytes: a position or length that does not fit reads as no record. Never blocks.
+
+#![deny(clippy::indexing_slicing)]
+
+use std::hash::{BuildHasher, RandomState};
+
+/// Most bytes a body may have, so that a position fits 32 bits.
+pub const BODY_BYTES_MAX: u64 = (u32::MAX as u64) * 4;
+/// Longest key or value a record takes, in bytes.
+pub const ITEM_BYTES_MAX: usize = 1 << 30;
+
+const LONG_FORM: u8 = 0xFF;
+
+/// The table would pass a limit: an item is too long or the body is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooLarge;
+
+/// Appends a record and answers its position in 4-byte units.
+pub(crate) fn append(body: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<u32, TooLarge> {
+    if key.len() > ITEM_BYTES_MAX || value.len() > ITEM_BYTES_MAX {
+        return Err(TooLarge);
+    }
+    let position = u32::try_from(body.len() / 4).map_err(|_| TooLarge)?;
+    if body.len() as u64 + (key.len() + value.len() + 16) as u64 > BODY_BYTES_MAX {
+        return Err(TooLarge);
+    }
+    match (u8::try_from(key.len()), u8::try_from(value.len())) {
+        (Ok(klen), Ok(vlen)) if klen != LONG_FORM => body.extend_from_slice(&[klen, vlen]),
+        _ => {
+            let klen = u32::try_from(key.len()).map_err(|_| TooLarge)?;
+            let vlen = u32::try_from(value.len()).map_err(|_| TooLarge)?;
+            body.extend_from_slice(&[LONG_FORM, 0]);
+            body.extend_from_slice(&klen.to_le_bytes());
+            body.extend_from_slice(&vlen.to_le_bytes());
+        }
+    }
+    body.extend_from_slice(key);
+    body.extend_from_slice(value);
+    body.resize(body.len().next_multiple_of(4), 0);
+    Ok(position)
+}
+
+/// The key and value at a position; `None` if no record fits there.
+#[inline]
+pub(crate) fn read(body: &[u8], position: u32) -> Option<(&[u8], &[u8])> {
+    let record = body.get(position as usize * 4..)?;
+    let (&[klen, vlen], rest) = record.split_first_chunk::<2>()?;
+    if klen != LONG_FORM {
+        let (key, rest) = rest.split_at_checked(usize::from(klen))?;
+        return Some((key, rest.get(..usize::from(vlen))?));
+    }
+    let (klen, rest) = rest.split_first_chunk::<4>()?;
+    let (vlen, rest) = rest.split_first_chunk::<4>()?;
+    let (key, rest) = rest.split_at_checked(u32::from_le_bytes(*klen) as usize)?;
+    Some((key, rest.get(..u32::from_le_bytes(*vlen) as usize)?))
+}
+
+/// The position after the record at `position`; `None` at the end or where no record fits.
+pub(crate) fn next(body: &[u8], position: u32) -> Option<u32> {
+    let (key, value) = read(body, position)?;
+    let long = key.len() >= usize::from(LONG_FORM) || value.len() > usize::from(u8::MAX);
+    let len = if long { 10 } else { 2 } + key.len() + value.len();
+    let step = u32::try_from(len.div_ceil(4)).ok()?;
+    position.checked_add(step)
+}
+
+/// A seeded 64-bit hash of a key, by folded 64 x 64 bit multiplications.
+///
+/// The seed keeps positions unpredictable; the tables probe a bounded chain anyway, so no key chosen by a stranger
+/// can make a lookup slow.
+#[inline]
+pub(crate) fn hash64(seed: u64, key: &[u8]) -> u64 {
+    const K0: u64 = 0xa076_1d64_78bd_642f;
+    const K1: u64 = 0xe703_7ed1_a0b4_28db;
+    const K2: u64 = 0x8ebc_6af0_9c88_c6e3;
+    let mut state = seed ^ K0;
+    let (chunks, tail) = key.as_chunks::<16>();
+    for chunk in chunks {
+        let (low, high) = halves(chunk);
+        state = fold(low ^ K1, high ^ state);
+    }
+    let (low, high) = tail_words(tail);
+    state = fold(low ^ K2, high ^ state);
+    fold(state ^ K1, key.len() as u64 ^ K0)
+}
+
+#[inline]
+fn halves(chunk: &[u8; 16]) -> (u64, u64) {
+    let both = u128::from_le_bytes(*chunk);
+    (low_word(both), low_word(both >> 64))
+}
+
+/// 0 to 15 bytes as two words, overlapping reads, no copy.
+#[inline]
+fn tail_words(tail: &[u8]) -> (u64, u64) {
+    if let (Some(first), Some(last)) = (tail.first_chunk::<8>(), tail.last_chunk::<8>()) {
+        return (u64::from_le_bytes(*first), u64::from_le_bytes(*last));
+    }
+    if let (Some(first), Some(last)) = (tail.first_chunk::<4>(), tail.last_chunk::<4>()) {
+        return (
+            u64::from(u32::from_le_bytes(*first)),
+            u64::from(u32::from_le_bytes(*last)),
+        );
+    }
+    let mut word = 0;
+    for &byte in tail {
+        word = word << 8 | u64::from(byte);
+    }
+    (word, 0)
+}
+
+#[inline]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    low_word(product) ^ low_word(product >> 64)
+}
+
+#[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the low half is what is wanted"
+)]
+fn low_word(wide: u128) -> u64 {
+    wide as u64
+}
+
+/// A seed nobody outside can guess.
+pub(crate) fn random_seed() -> u64 {
+    RandomState::new().hash_one(0x6d61_7073_u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_round_trip_in_both_forms() {
+        let long = vec![b'x'; 70_000];
+        let cases: [(&[u8], &[u8]); 6] = [
+            (b"", b""),
+            (b"key", b"value"),
+            (&long[..254], &long[..255]),
+            (&long[..255], b"v"),
+            (b"k", &long[..256]),
+            (b"k", &long),
+        ];
+        let mut body = Vec::new();
+        let places: Vec<u32> = cases
+            .iter()
+            .map(|(k, v)| append(&mut body, k, v).unwrap())
+            .collect();
+        let mut walk = 0;
+        for (place, (key, value)) in places.iter().zip(cases) {
+            assert_eq!(read(&body, *place), Some((key, value)));
+            assert_eq!(walk, *place);
+            walk = next(&body, walk).unwrap();
+        }
+        assert_eq!(walk as usize * 4, body.len());
+        assert_eq!(read(&body, walk), None);
+    }
+
+    #[test]
+    fn cut_bodies_read_as_no_record() {
+        let mut body = Vec::new();
+        append(&mut body, b"some-key", &[7; 300]).unwrap();
+        for cut in 0..body.len() {
+            let whole = 10 + 8 + 300;
+            assert_eq!(read(&body[..cut], 0).is_some(), cut >= whole, "{cut}");
+        }
+        assert_eq!(read(&body, u32::MAX), None);
+    }
+
+    #[test]
+    fn hashes_of_similar_keys_differ() {
+        let mut seen = std::collections::HashSet::new();
+        for i in 0..100_000_u32 {
+            assert!(seen.insert(hash64(1, format!("user{i}").as_bytes())));
+        }
+        for len in 0..64 {
+            assert!(seen.insert(hash64(1, &vec![0; len])), "{len}");
+        }
+    }
+}
