@@ -203,6 +203,33 @@ pub enum ExitCode {
     Config = 78,
 }
 
+impl ExitCode {
+    const ALL: [Self; 16] = [
+        Self::Ok,
+        Self::Usage,
+        Self::DataErr,
+        Self::NoInput,
+        Self::NoUser,
+        Self::NoHost,
+        Self::Unavailable,
+        Self::Software,
+        Self::OsErr,
+        Self::OsFile,
+        Self::CantCreat,
+        Self::IoErr,
+        Self::TempFail,
+        Self::Protocol,
+        Self::NoPerm,
+        Self::Config,
+    ];
+
+    /// The code with this number, as another process of ours gave it; `None` if it is none of sysexits(3).
+    #[must_use]
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| *known as u8 == code)
+    }
+}
+
 impl From<ExitCode> for std::process::ExitCode {
     fn from(code: ExitCode) -> Self {
         Self::from(code as u8)

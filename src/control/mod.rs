@@ -22,6 +22,7 @@
 
 pub mod listing;
 pub mod selection;
+pub mod server;
 
 use std::io::{self, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};

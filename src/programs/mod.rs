@@ -3,4 +3,6 @@
 //! [`crate::cli`] says which program a command line asks for; each file here is one of them and returns an exit code,
 //! which `main` ends with.
 
+pub mod background;
 pub mod mailq;
+pub mod run_file;
