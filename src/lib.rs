@@ -18,6 +18,7 @@ pub mod control;
 pub mod deliver;
 pub mod dns;
 pub mod envelope;
+pub mod maillog;
 pub mod programs;
 pub mod route;
 pub mod spool;
