@@ -1,11 +1,37 @@
-//! Delivery to the mailboxes of this host (L2).
+//! The mailer `local` (L2): messages into the mailboxes of this host's users.
+//!
+//! Guarantees: an outcome says delivered only after a sync that covers the message's bytes. Messages that arrive for a
+//! mailbox while another is being synced share the next opening, lock and sync, so that a queue full of mail for one
+//! user costs one sync a batch. All file work is done by one worker a mailbox on the blocking pool, which lives while
+//! there is work. Trouble with a mailbox defers; a user who no longer exists is the one permanent failure.
+//! Limits: [`BATCH_MESSAGES_MAX`], [`BATCH_BYTES_MAX`], [`WAITING_MAX`], the wait for locks in [`MailboxOptions`].
+//! Source: mail.local(8), and Sendmail's words for its outcomes.
 
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::{Attempt, OwnerLookup, Results};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use super::mailbox::{MailboxError, OpenMailbox};
+use super::mbox;
+use super::{Attempt, ContentOpener, OwnerLookup, Results, say};
+use crate::address::ReversePath;
 use crate::clock::Clock;
+use crate::envelope::{Delivery, Outcome};
+use crate::status::Status;
+
+/// Messages appended under one lock and one sync.
+pub const BATCH_MESSAGES_MAX: usize = 256;
+/// Bytes of content after which a batch is synced.
+pub const BATCH_BYTES_MAX: u64 = 16 << 20;
+/// Messages that may wait for one mailbox; more are deferred.
+pub const WAITING_MAX: usize = 10_000;
+/// The mailer's name in the log.
+const MAILER: &str = "local";
 
 /// Settings of mailboxes.
 #[derive(Debug, Clone)]
@@ -18,18 +44,241 @@ pub struct MailboxOptions {
 
 /// The mailer `local`.
 pub(crate) struct Mailboxes {
-    _options: MailboxOptions,
+    shared: Arc<Shared>,
+    /// Holds the handler of SIGXFSZ, once there is one.
+    file_size_signal: Mutex<Option<Signal>>,
+}
+
+struct Shared {
+    host_name: String,
+    options: MailboxOptions,
+    owners: OwnerLookup,
+    clock: Arc<dyn Clock>,
+    /// What waits for each mailbox. A mailbox has an entry exactly while it has a worker.
+    waiting: Mutex<HashMap<String, VecDeque<Job>>>,
+}
+
+/// One message for one mailbox.
+struct Job {
+    sender: ReversePath,
+    content: ContentOpener,
+    content_bytes: u64,
+    done: oneshot::Sender<Outcome>,
 }
 
 impl Mailboxes {
     pub(crate) fn new(
-        _host_name: String,
+        host_name: String,
         options: MailboxOptions,
-        _owners: OwnerLookup,
-        _clock: Arc<dyn Clock>,
+        owners: OwnerLookup,
+        clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { _options: options }
+        Self {
+            shared: Arc::new(Shared {
+                host_name,
+                options,
+                owners,
+                clock,
+                waiting: Mutex::new(HashMap::new()),
+            }),
+            file_size_signal: Mutex::new(None),
+        }
     }
 
-    pub(crate) async fn deliver(&self, _attempt: &Attempt, _results: &mut Results) {}
+    /// Delivers to each recipient's mailbox. Blocks: never; waits for the workers.
+    pub(crate) async fn deliver(&self, attempt: &Attempt, results: &mut Results) {
+        self.survive_file_size_limit();
+        let mut pending = Vec::with_capacity(attempt.recipients.len());
+        for recipient in &attempt.recipients {
+            say(attempt.verbose.as_ref(), || {
+                format!("{}... Connecting to local...", recipient.recipient.shown())
+            });
+            pending.push(self.enqueue(&recipient.user, attempt));
+        }
+        for (position, (recipient, pending)) in attempt.recipients.iter().zip(pending).enumerate() {
+            let outcome = match pending {
+                Ok(done) => done
+                    .await
+                    .unwrap_or_else(|_| deferred("internal error of the mailer")),
+                Err(outcome) => outcome,
+            };
+            say(attempt.verbose.as_ref(), || {
+                format!("{}... {}", recipient.recipient.shown(), outcome.text)
+            });
+            results.set(position, outcome);
+        }
+    }
+
+    fn enqueue(
+        &self,
+        user: &str,
+        attempt: &Attempt,
+    ) -> Result<oneshot::Receiver<Outcome>, Outcome> {
+        if !is_mailbox_name(user) {
+            let mut outcome = deferred("the user's name cannot be that of a mailbox");
+            outcome.status = Status::new(4, 3, 5);
+            return Err(outcome);
+        }
+        let (done, receiver) = oneshot::channel();
+        let job = Job {
+            sender: attempt.envelope.reverse_path.clone(),
+            content: Arc::clone(&attempt.content),
+            content_bytes: attempt.content_bytes,
+            done,
+        };
+        let mut waiting = lock(&self.shared.waiting);
+        if let Some(queue) = waiting.get_mut(user) {
+            if queue.len() >= WAITING_MAX {
+                return Err(deferred("too many messages wait for the mailbox"));
+            }
+            queue.push_back(job);
+        } else {
+            waiting.insert(user.to_owned(), VecDeque::from([job]));
+            let shared = Arc::clone(&self.shared);
+            let user = user.to_owned();
+            tokio::task::spawn_blocking(move || shared.work(&user));
+        }
+        Ok(receiver)
+    }
+
+    /// Beyond a file size limit (RLIMIT_FSIZE) the system sends SIGXFSZ, which kills a process that has no handler; with
+    /// one, the write fails with EFBIG, which defers one message.
+    fn survive_file_size_limit(&self) {
+        let mut held = lock(&self.file_size_signal);
+        if held.is_none() {
+            *held = signal(SignalKind::from_raw(nix::libc::SIGXFSZ)).ok();
+        }
+    }
+}
+
+impl Shared {
+    /// Serves a mailbox until nothing waits for it.
+    fn work(&self, user: &str) {
+        loop {
+            let batch = {
+                let mut waiting = lock(&self.waiting);
+                let batch = waiting.get_mut(user).map(take_batch).unwrap_or_default();
+                if batch.is_empty() {
+                    waiting.remove(user);
+                    return;
+                }
+                batch
+            };
+            // A panic drops the batch, which its waiters see as a deferral; the worker goes on.
+            let _ = catch_unwind(AssertUnwindSafe(|| self.serve(user, batch)));
+        }
+    }
+
+    /// Appends a batch under one lock and one sync.
+    fn serve(&self, user: &str, batch: Vec<Job>) {
+        let owner = match (self.owners)(user) {
+            Ok(Some(owner)) => owner,
+            Ok(None) => {
+                let outcome =
+                    Outcome::new(Delivery::Failed, Status::NO_USER, MAILER, "User unknown");
+                return answer_all(batch, &outcome);
+            }
+            Err(error) => {
+                let reason = format!("user {user} could not be looked up: {error}");
+                return answer_all(batch, &deferred(&reason));
+            }
+        };
+        let path = self.options.directory.join(user);
+        let wait_max = self.options.lock_wait_max;
+        let mut mailbox = match OpenMailbox::open(&path, owner, wait_max, &*self.clock) {
+            Ok(mailbox) => mailbox,
+            Err(error) => return answer_all(batch, &outcome_of(&error)),
+        };
+        let mut appended = Vec::with_capacity(batch.len());
+        for job in batch {
+            let preamble = mbox::preamble(&job.sender, &self.host_name, self.clock.unix_ms());
+            let result = (job.content)()
+                .map_err(MailboxError::Content)
+                .and_then(|content| mailbox.append(&preamble, content));
+            match result {
+                Ok(()) => appended.push(job),
+                Err(error) => answer(job, outcome_of(&error)),
+            }
+        }
+        if appended.is_empty() {
+            return;
+        }
+        let outcome = match mailbox.sync() {
+            Ok(()) => Outcome::new(Delivery::Delivered, Status::OK, MAILER, "Sent"),
+            Err(error) => outcome_of(&error),
+        };
+        // The locks go first: whoever is told of the delivery may look at the mailbox.
+        drop(mailbox);
+        answer_all(appended, &outcome);
+    }
+}
+
+fn take_batch(queue: &mut VecDeque<Job>) -> Vec<Job> {
+    let mut batch = Vec::new();
+    let mut bytes: u64 = 0;
+    while batch.len() < BATCH_MESSAGES_MAX && bytes < BATCH_BYTES_MAX {
+        let Some(job) = queue.pop_front() else { break };
+        bytes = bytes.saturating_add(job.content_bytes);
+        batch.push(job);
+    }
+    batch
+}
+
+fn answer_all(batch: Vec<Job>, outcome: &Outcome) {
+    for job in batch {
+        answer(job, outcome.clone());
+    }
+}
+
+fn answer(job: Job, outcome: Outcome) {
+    // Nobody waits if the attempt was given up; the delivery stands all the same (I6).
+    let _ = job.done.send(outcome);
+}
+
+fn deferred(reason: &str) -> Outcome {
+    Outcome::new(
+        Delivery::Deferred,
+        Status::new(4, 3, 0),
+        MAILER,
+        format!("Deferred: {reason}"),
+    )
+}
+
+fn outcome_of(error: &MailboxError) -> Outcome {
+    Outcome::by_verdict(
+        error.verdict(),
+        error.status(),
+        MAILER,
+        format!("Deferred: {error}"),
+    )
+}
+
+/// Whether a login name can be a file name in the mailbox directory, and not that of a lock or a hidden file.
+fn is_mailbox_name(user: &str) -> bool {
+    const NAME_BYTES_MAX: usize = 250;
+    !user.is_empty()
+        && user.len() <= NAME_BYTES_MAX
+        && !user.starts_with('.')
+        && !user.ends_with(".lock")
+        && !user.contains(['/', '\0', '\n'])
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_leave_the_directory_are_no_mailboxes() {
+        for good in ["bob", "bob+x", "a b", "x.y"] {
+            assert!(is_mailbox_name(good), "{good}");
+        }
+        for bad in ["", ".", "..", ".x", "a/b", "../etc/x", "bob.lock", "a\0b"] {
+            assert!(!is_mailbox_name(bad), "{bad:?}");
+        }
+        assert!(!is_mailbox_name(&"x".repeat(251)));
+    }
 }

@@ -10,6 +10,8 @@
 pub mod client;
 pub mod dsn;
 pub mod local;
+mod mailbox;
+mod mbox;
 pub mod smtp;
 
 use std::future::Future;
