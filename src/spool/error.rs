@@ -63,6 +63,20 @@ pub enum SpoolError {
 }
 
 impl SpoolError {
+    /// An error of the file system; no room is told apart, as mail is then refused and nothing is broken.
+    pub(super) fn io(operation: &'static str, name: &str, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::Full(format!("{operation} {name}: {source}"))
+            }
+            _ => Self::Io {
+                operation,
+                name: name.to_owned(),
+                source: Arc::new(source),
+            },
+        }
+    }
+
     /// Everything passes by itself or after a restart, except what is too large.
     #[must_use]
     pub fn verdict(&self) -> Verdict {

@@ -8,27 +8,51 @@
 //! Promises: S1 to S12 of SPOOL.md, I1 to I8 of ARCHITECTURE.md. Touches files through [`storage::Storage`] alone,
 //! knows no runtime and no mail policy. Limits: [`SpoolOptions`].
 
+mod checkpoint;
+mod content;
 mod error;
+mod format;
+mod index;
+mod journal;
+mod keeper;
 mod lease;
 mod options;
+mod record;
+mod recovery;
+mod segment;
 pub mod storage;
 mod transaction;
 
+pub use content::ContentReader;
+
 pub use error::SpoolError;
+pub use journal::{Step, Writer};
 pub use lease::Lease;
 pub use options::SpoolOptions;
 pub use transaction::{CommitTicket, Room, Transaction};
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::envelope::{Envelope, MessageId, Outcome, Recipient, RecipientId, RecipientState};
+use crate::envelope::{
+    Delivery, Envelope, MessageId, Outcome, Recipient, RecipientId, RecipientState,
+};
+use checkpoint::Checkpoints;
+use format::Kind;
+use index::{Index, Now, Standing};
+use keeper::{Keeper, KeeperCalls};
+use record::{ExpansionRecord, OutcomeRecord};
+use segment::Segments;
 use storage::Storage;
+use transaction::{Commit, FrameIn, Submission, TicketState, Urgency, Waiting};
 
 /// The handle to an open spool; cheap to clone.
 #[derive(Clone)]
-pub struct Spool {}
+pub struct Spool {
+    inner: Arc<Inner>,
+}
 
 /// A live message as the spool holds it.
 #[derive(Debug, Clone)]
@@ -114,7 +138,114 @@ impl Spool {
         clock: Arc<dyn Clock>,
         options: SpoolOptions,
     ) -> Result<(Self, Writer, RecoveryReport), SpoolError> {
-        unimplemented!()
+        if !storage
+            .lock()
+            .map_err(|e| SpoolError::io("lock", "lock", e))?
+        {
+            return Err(SpoolError::Locked);
+        }
+        let now = Now {
+            unix_ms: clock.unix_ms(),
+            monotonic: clock.monotonic(),
+        };
+        let found = recovery::load(&*storage, options.due_ahead_max, now)?;
+        for name in &found.temporaries {
+            storage
+                .unlink(name)
+                .map_err(|e| SpoolError::io("unlink", name, e))?;
+        }
+        // Names found at the start may themselves be a crash's left-over, visible but not durable (I5).
+        storage
+            .sync_dir()
+            .map_err(|e| SpoolError::io("sync", ".", e))?;
+        let is_new =
+            found.segments.is_empty() && found.checkpoints.is_empty() && found.next_segment == 1;
+        let spool_id = found.spool_id.unwrap_or_else(|| {
+            let mut id = [0; 16];
+            let (low, high) = id.split_at_mut(8);
+            low.copy_from_slice(&storage.random().to_le_bytes());
+            high.copy_from_slice(&storage.random().to_le_bytes());
+            id
+        });
+        let segments = Segments::new(
+            Arc::clone(&storage),
+            options.segment_bytes,
+            spool_id,
+            found.next_segment,
+            found.spares,
+        );
+        for (segment, fate) in found.segments.into_values() {
+            segments.add(segment, fate);
+        }
+        let inner = Arc::new(Inner {
+            storage,
+            clock,
+            index: Mutex::new(found.index),
+            segments,
+            waiting: Mutex::default(),
+            work: Condvar::new(),
+            // Ids given just before a crash and not journaled are skipped as well.
+            next_id: AtomicU64::new(
+                found
+                    .next_id
+                    .saturating_add(u64::from(!is_new) * IDS_SKIPPED),
+            ),
+            poison: OnceLock::new(),
+            full: Mutex::default(),
+            is_full: AtomicBool::new(false),
+            is_blocked: AtomicBool::new(false),
+            wake: OnceLock::new(),
+            keeper_calls: Mutex::default(),
+            keeper_wake: Condvar::new(),
+            checkpoints: Mutex::new(Checkpoints {
+                kept: found.checkpoints,
+                bytes: found.checkpoint_bytes,
+                journal_bytes: 0,
+                at: now.monotonic,
+            }),
+            journal_bytes: AtomicU64::new(0),
+            batches: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+            bytes_written: AtomicU64::new(0),
+            remarks: Mutex::default(),
+            options,
+        });
+        let mut writer = Writer::new(
+            Arc::clone(&inner),
+            found.next_batch,
+            found.next_lsn,
+            found.proven,
+        );
+        if !is_new {
+            // SPOOL 6.4: what was not proven is dead, and what counts of it is written again, before anything else.
+            let first = found.proven + 1;
+            let last = found.next_batch.saturating_sub(1);
+            let mut frames = Vec::new();
+            if first <= last {
+                frames.push(FrameIn::new(
+                    Kind::Void,
+                    MessageId::from_number(0),
+                    record::encode_void(first, last),
+                ));
+            }
+            frames.extend(found.unproven);
+            let commit = Commit::internal(frames);
+            let ticket = Arc::clone(&commit.ticket);
+            writer.write(vec![Submission::Commit(commit)]);
+            let ticket = CommitTicket { state: ticket };
+            match ticket.try_result() {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(error),
+                // Put back for want of room: the disk must get some before anything counts.
+                None => {
+                    return Err(SpoolError::Full(
+                        lock(&inner.full).clone().unwrap_or_default(),
+                    ));
+                }
+            }
+        }
+        inner.wake_keeper();
+        Ok((Self { inner }, writer, found.report))
     }
 
     /// Whether a new message would be taken now; ask at MAIL.
@@ -122,7 +253,19 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::Poisoned`], [`SpoolError::Full`], [`SpoolError::TooMany`]; all temporary. Blocks: never.
     pub fn accepting(&self) -> Result<(), SpoolError> {
-        unimplemented!()
+        let inner = &self.inner;
+        if inner.is_poisoned() || lock(&inner.waiting).is_closing {
+            return Err(inner.closed_error());
+        }
+        if inner.is_full.load(Ordering::Relaxed) {
+            return Err(SpoolError::Full(
+                lock(&inner.full).clone().unwrap_or_default(),
+            ));
+        }
+        if lock(&inner.index).len() >= inner.options.messages_max {
+            return Err(SpoolError::TooMany(inner.options.messages_max));
+        }
+        Ok(())
     }
 
     /// Starts a new message. Blocks: never.
@@ -130,47 +273,85 @@ impl Spool {
     /// # Errors
     /// As [`Spool::accepting`].
     pub fn begin(&self) -> Result<Transaction, SpoolError> {
-        unimplemented!()
+        self.accepting()?;
+        Ok(Transaction::new(
+            Arc::clone(&self.inner),
+            self.inner.new_id(),
+        ))
+    }
+
+    /// Starts a new message under an id from [`Spool::new_id`] that nothing else uses. Blocks: never.
+    ///
+    /// # Errors
+    /// As [`Spool::accepting`].
+    pub fn begin_as(&self, id: MessageId) -> Result<Transaction, SpoolError> {
+        self.accepting()?;
+        Ok(Transaction::new(Arc::clone(&self.inner), id))
     }
 
     /// A fresh message id, never given before (S10); for sessions that log before they commit, and for DSNs.
     #[must_use]
     pub fn new_id(&self) -> MessageId {
-        unimplemented!()
+        self.inner.new_id()
     }
 
     /// Leases the message that has been due longest, if any is due, for `held_for`. Blocks: never.
+    ///
+    /// Nothing is leased while outcomes could not be recorded: poisoned, or no room even for them.
     #[must_use]
     pub fn lease_due(&self, held_for: Duration) -> Option<Lease> {
-        unimplemented!()
+        if self.inner.is_poisoned() || self.inner.is_blocked.load(Ordering::Relaxed) {
+            return None;
+        }
+        let now = self.inner.clock.monotonic();
+        let (id, epoch) = lock(&self.inner.index).claim_due(now, held_for)?;
+        Some(Lease {
+            id,
+            epoch,
+            inner: Arc::clone(&self.inner),
+        })
     }
 
     /// Leases this message if it is live and neither leased nor held, due or not. Blocks: never.
     #[must_use]
     pub fn lease_message(&self, id: MessageId, held_for: Duration) -> Option<Lease> {
-        unimplemented!()
+        if self.inner.is_poisoned() || self.inner.is_blocked.load(Ordering::Relaxed) {
+            return None;
+        }
+        let now = self.inner.clock.monotonic();
+        let epoch = lock(&self.inner.index).claim(id, now, held_for)?;
+        Some(Lease {
+            id,
+            epoch,
+            inner: Arc::clone(&self.inner),
+        })
     }
 
     /// When the next message is due (Unix milliseconds), leased and held ones left out.
     #[must_use]
     pub fn next_due_unix_ms(&self) -> Option<u64> {
-        unimplemented!()
+        let due = lock(&self.inner.index).next_due()?;
+        Some(Index::due_to_wall(due, self.inner.now()))
     }
 
-    /// Calls `wake` from the writer whenever new due work may have appeared. A hint: must not block.
+    /// Calls `wake` whenever new due work may have appeared, from any thread. A hint: must not block. The first one
+    /// set stays.
     pub fn on_due(&self, wake: Box<dyn Fn() + Send + Sync>) {
-        unimplemented!()
+        let _ = self.inner.wake.set(wake);
     }
 
     /// Makes every pending message that `select` names due now, and says how many (a queue run). Blocks: never.
     pub fn run_now(&self, select: &mut dyn FnMut(MessageId) -> bool) -> u64 {
-        unimplemented!()
+        let now = self.inner.clock.monotonic();
+        let count = lock(&self.inner.index).run_now(now, select);
+        self.inner.wake();
+        count
     }
 
     /// The ids of all live messages, oldest first.
     #[must_use]
     pub fn ids(&self) -> Vec<MessageId> {
-        unimplemented!()
+        lock(&self.inner.index).ids()
     }
 
     /// Reads a live message's envelope and states. Blocks: disk.
@@ -178,7 +359,20 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::NotFound`], [`SpoolError::Damaged`], [`SpoolError::Io`].
     pub fn message(&self, id: MessageId) -> Result<StoredMessage, SpoolError> {
-        unimplemented!()
+        let (entry, is_leased) = {
+            let index = lock(&self.inner.index);
+            (
+                index.get(id).cloned().ok_or(SpoolError::NotFound(id))?,
+                index.is_leased(id),
+            )
+        };
+        content::message(
+            &|n| self.inner.segments.get(n),
+            id,
+            &entry,
+            is_leased,
+            self.inner.now(),
+        )
     }
 
     /// Reads a live message's content, each chunk verified before any of it is handed out. Blocks: disk.
@@ -186,7 +380,11 @@ impl Spool {
     /// # Errors
     /// As [`Spool::message`]; the reader's own errors are of kind `InvalidData` for damage.
     pub fn content(&self, id: MessageId) -> Result<ContentReader, SpoolError> {
-        unimplemented!()
+        let entry = lock(&self.inner.index)
+            .get(id)
+            .cloned()
+            .ok_or(SpoolError::NotFound(id))?;
+        ContentReader::open(&|n| self.inner.segments.get(n), id, &entry)
     }
 
     /// Records an update and keeps the lease, for what must be durable before the next step: expansions.
@@ -196,7 +394,17 @@ impl Spool {
     /// # Durability
     /// When the ticket resolves.
     pub fn record(&self, lease: &Lease, update: Update) -> Result<CommitTicket, SpoolError> {
-        unimplemented!()
+        self.inner.check_lease(lease)?;
+        let frames = self.inner.frames_of(lease.id, update)?;
+        let ticket = TicketState::new(lease.id);
+        Ok(self.inner.submit_commit(Commit {
+            reception: None,
+            frames,
+            ticket,
+            lease: None,
+            urgency: Urgency::Now,
+            is_new_mail: false,
+        }))
     }
 
     /// Records the last update of a run and ends the lease once it is durable. The message is removed in the same
@@ -208,7 +416,36 @@ impl Spool {
     /// # Errors
     /// As [`Spool::record`].
     pub fn finish(&self, lease: Lease, update: Update) -> Result<CommitTicket, SpoolError> {
-        unimplemented!()
+        self.inner.check_lease(&lease)?;
+        let urgency = if update.reports.is_empty() {
+            Urgency::Lazy
+        } else {
+            Urgency::Now
+        };
+        let id = lease.id;
+        let frames = self.inner.frames_of(id, update)?;
+        let commit = Commit {
+            reception: None,
+            frames,
+            ticket: TicketState::new(id),
+            lease: Some(lease),
+            urgency,
+            is_new_mail: false,
+        };
+        Ok(self.inner.submit_commit(commit))
+    }
+
+    /// Holds a message back or releases it, as the operator asked.
+    ///
+    /// # Errors
+    /// [`SpoolError::NotFound`], [`SpoolError::Poisoned`].
+    /// # Durability
+    /// When the ticket resolves; only then tell the operator that it is done.
+    pub fn hold(&self, id: MessageId, is_held: bool, by: &str) -> Result<CommitTicket, SpoolError> {
+        self.control(
+            id,
+            FrameIn::new(Kind::Hold, id, record::encode_hold(is_held, by)),
+        )
     }
 
     /// Removes a message without a report, as the operator asked.
@@ -216,42 +453,390 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::NotFound`], [`SpoolError::Poisoned`].
     pub fn remove(&self, id: MessageId) -> Result<CommitTicket, SpoolError> {
-        unimplemented!()
+        self.control(id, FrameIn::new(Kind::Removal, id, Vec::new()))
+    }
+
+    fn control(&self, id: MessageId, frame: FrameIn) -> Result<CommitTicket, SpoolError> {
+        if lock(&self.inner.index).get(id).is_none() {
+            return Err(SpoolError::NotFound(id));
+        }
+        Ok(self.inner.submit_commit(Commit {
+            reception: None,
+            frames: vec![frame],
+            ticket: TicketState::new(id),
+            lease: None,
+            urgency: Urgency::Now,
+            is_new_mail: false,
+        }))
+    }
+
+    /// The message that was made from the drop file with this mark, if it is known (SPOOL 9).
+    #[must_use]
+    pub fn absorbed(&self, mark: u64) -> Option<MessageId> {
+        lock(&self.inner.index).absorbed(mark)
+    }
+
+    /// Forgets a drop file's mark, once its removal is durable.
+    pub fn forget_drop_mark(&self, mark: u64) {
+        lock(&self.inner.index).forget_drop_mark(mark);
     }
 
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        unimplemented!()
+        let inner = &self.inner;
+        Stats {
+            messages: lock(&inner.index).len(),
+            batches: inner.batches.load(Ordering::Relaxed),
+            syncs: inner.syncs.load(Ordering::Relaxed),
+            bytes_written: inner.bytes_written.load(Ordering::Relaxed),
+        }
+    }
+
+    /// What happened since the last call that an operator should find in the log.
+    #[must_use]
+    pub fn take_remarks(&self) -> Vec<String> {
+        std::mem::take(&mut *lock(&self.inner.remarks))
     }
 
     /// Whether a write or sync has failed and nothing more is accepted until a restart (I3).
     #[must_use]
     pub fn is_poisoned(&self) -> bool {
-        unimplemented!()
+        self.inner.is_poisoned()
+    }
+
+    /// Prepares segments, writes a checkpoint that is due and recycles, as the keeper's thread does; for tests that
+    /// step the writer. Blocks: disk.
+    pub fn keep(&self) {
+        Keeper::new(Arc::clone(&self.inner)).step();
+    }
+
+    /// Writes a checkpoint now. Blocks: disk.
+    ///
+    /// # Errors
+    /// [`SpoolError::Full`], [`SpoolError::Io`].
+    pub fn checkpoint(&self) -> Result<(), SpoolError> {
+        checkpoint::write(&self.inner)
     }
 
     /// Asks the writer to write what waits, then a Seal and a checkpoint, and to end. [`Writer::run`] then returns.
     pub fn close(&self) {
-        unimplemented!()
+        lock(&self.inner.waiting).is_closing = true;
+        self.inner.work.notify_all();
     }
 }
 
-/// Writes the journal. Owned by one thread.
-pub struct Writer {}
+/// Message ids left out at a start.
+const IDS_SKIPPED: u64 = 1_000_000;
 
-impl Writer {
-    /// Runs until [`Spool::close`] or poison. Blocks: disk, and for work.
-    pub fn run(self) {
-        unimplemented!()
+impl RecoveryReport {
+    fn remark(&mut self, what: String) {
+        if self.remarks.len() < REMARKS_MAX {
+            self.remarks.push(what);
+        }
+    }
+
+    fn damage(&mut self, what: String) {
+        self.is_damaged = true;
+        self.remark(what);
     }
 }
 
-/// Reads a message's content from start to end; [`std::io::Read`]. Blocks: disk.
-pub struct ContentReader {}
+/// Locks a mutex. A panic elsewhere while it was held does not make the data worse than a crash would, and the journal
+/// survives crashes.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
 
-impl std::io::Read for ContentReader {
-    fn read(&mut self, _into: &mut [u8]) -> std::io::Result<usize> {
-        unimplemented!()
+/// What sessions, runners, writer and keeper share.
+struct Inner {
+    storage: Arc<dyn Storage>,
+    clock: Arc<dyn Clock>,
+    options: SpoolOptions,
+    index: Mutex<Index>,
+    segments: Segments,
+    waiting: Mutex<Waiting>,
+    work: Condvar,
+    next_id: AtomicU64,
+    poison: OnceLock<String>,
+    full: Mutex<Option<String>>,
+    /// Fast view of `full`.
+    is_full: AtomicBool,
+    /// The writer could not write what waits, for want of room.
+    is_blocked: AtomicBool,
+    wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    keeper_calls: Mutex<KeeperCalls>,
+    keeper_wake: Condvar,
+    checkpoints: Mutex<Checkpoints>,
+    /// Bytes of batches since the start.
+    journal_bytes: AtomicU64,
+    batches: AtomicU64,
+    syncs: AtomicU64,
+    bytes_written: AtomicU64,
+    remarks: Mutex<Vec<String>>,
+}
+
+/// Most remarks kept for the log between two looks.
+const REMARKS_MAX: usize = 100;
+
+impl Inner {
+    fn now(&self) -> Now {
+        Now {
+            unix_ms: self.clock.unix_ms(),
+            monotonic: self.clock.monotonic(),
+        }
+    }
+
+    /// Chunks are at most 256 KiB, and small enough for several to fit into a segment.
+    fn chunk_bytes(&self) -> usize {
+        usize::try_from(self.options.segment_bytes / 8)
+            .unwrap_or(CHUNK_BYTES_MAX)
+            .min(CHUNK_BYTES_MAX)
+    }
+
+    fn is_poisoned(&self) -> bool {
+        self.poison.get().is_some()
+    }
+
+    /// Ends all acknowledging (I3). The first reason stands.
+    fn poison(&self, why: &str) {
+        let _ = self.poison.set(why.to_owned());
+        self.remark(format!("journal poisoned: {why}"));
+        self.close_waiting();
+        self.wake();
+    }
+
+    fn closed_error(&self) -> SpoolError {
+        self.poison
+            .get()
+            .map_or(SpoolError::Closed, |why| SpoolError::Poisoned(why.clone()))
+    }
+
+    /// Takes nothing more, and fails what still waits.
+    fn close_waiting(&self) {
+        let (rest, wakers) = {
+            let mut waiting = lock(&self.waiting);
+            waiting.is_closed = true;
+            waiting.bytes = 0;
+            waiting.urgent = 0;
+            (
+                std::mem::take(&mut waiting.fifo),
+                std::mem::take(&mut waiting.room_wakers),
+            )
+        };
+        let error = self.closed_error();
+        for submission in rest {
+            self.refuse(submission, &error);
+        }
+        wakers.into_iter().for_each(std::task::Waker::wake);
+        self.work.notify_all();
+        self.wake_keeper();
+    }
+
+    /// Fails a submission that was not written.
+    fn refuse(&self, submission: Submission, error: &SpoolError) {
+        match submission {
+            Submission::Chunk { reception, .. } => self.abandon(&reception),
+            Submission::Commit(commit) => {
+                if let Some(reception) = &commit.reception {
+                    self.abandon(reception);
+                }
+                drop(commit.lease);
+                commit.ticket.resolve(Err(error.clone()));
+            }
+        }
+    }
+
+    /// There is no room for a segment: new mail is refused, everything else waits for room.
+    fn block(&self, submissions: Vec<Submission>, error: &SpoolError) {
+        self.set_full(Some(error.to_string()));
+        let mut kept = Vec::new();
+        for submission in submissions {
+            match submission {
+                Submission::Commit(commit) if !commit.is_new_mail => {
+                    kept.push(Submission::Commit(commit))
+                }
+                other => self.refuse(other, error),
+            }
+        }
+        let mut waiting = lock(&self.waiting);
+        let later = std::mem::take(&mut waiting.fifo);
+        waiting.bytes = 0;
+        waiting.urgent = 0;
+        for submission in kept.into_iter().chain(later) {
+            waiting.push(submission);
+        }
+        drop(waiting);
+        self.is_blocked.store(true, Ordering::Relaxed);
+        self.wake_keeper();
+    }
+
+    fn set_full(&self, why: Option<String>) {
+        let mut full = lock(&self.full);
+        if full.is_some() != why.is_some() {
+            self.remark(
+                why.as_ref()
+                    .map_or_else(|| "spool has room again".to_owned(), Clone::clone),
+            );
+        }
+        self.is_full.store(why.is_some(), Ordering::Relaxed);
+        *full = why;
+        drop(full);
+        self.work.notify_one();
+    }
+
+    fn remark(&self, what: String) {
+        let mut remarks = lock(&self.remarks);
+        if remarks.len() < REMARKS_MAX {
+            remarks.push(what);
+        }
+    }
+
+    /// Tells the scheduler that there may be due work. A hint.
+    fn wake(&self) {
+        if let Some(wake) = self.wake.get() {
+            wake();
+        }
+    }
+
+    fn wake_keeper(&self) {
+        lock(&self.keeper_calls).is_called = true;
+        self.keeper_wake.notify_one();
+    }
+
+    fn end_keeper(&self) {
+        lock(&self.keeper_calls).is_ended = true;
+        self.keeper_wake.notify_all();
+    }
+
+    fn finish_closing(&self) {
+        self.close_waiting();
+    }
+
+    /// The writer's thread ends: a clean end leaves a checkpoint that covers everything.
+    fn end_writer(self: &Arc<Self>) {
+        if !self.is_poisoned()
+            && let Err(error) = checkpoint::write(self)
+        {
+            self.remark(format!("no checkpoint at the end: {error}"));
+        }
+        self.close_waiting();
+    }
+
+    fn count_sync(&self) {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count_write(&self, bytes: u64) {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn new_id(&self) -> MessageId {
+        let least =
+            MessageId::first_of(self.clock.unix_ms() / 1000, self.options.process_id).number();
+        // The closure always gives a value, so the update can't fail.
+        let given = self
+            .next_id
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| {
+                Some(next.max(least) + 1)
+            });
+        MessageId::from_number(given.unwrap_or(least).max(least))
+    }
+
+    fn check_lease(&self, lease: &Lease) -> Result<(), SpoolError> {
+        if lock(&self.index).is_claimed(lease.id, lease.epoch) {
+            Ok(())
+        } else {
+            Err(SpoolError::LeaseLost(lease.id))
+        }
+    }
+
+    /// The frames of an update, and whether it removes the message.
+    fn frames_of(&self, id: MessageId, update: Update) -> Result<Vec<FrameIn>, SpoolError> {
+        let mut frames = Vec::new();
+        let mut states: Vec<(Standing, u32)>;
+        let due_unix_ms;
+        {
+            let now = self.now();
+            let index = lock(&self.index);
+            let entry = index.get(id).ok_or(SpoolError::NotFound(id))?;
+            states = entry
+                .recipients
+                .iter()
+                .map(|r| (r.standing, r.tries))
+                .collect();
+            due_unix_ms = update
+                .next_due_unix_ms
+                .unwrap_or_else(|| Index::due_to_wall(entry.due, now));
+        }
+        let unknown = |RecipientId(at): RecipientId| SpoolError::Damaged {
+            name: id.to_string(),
+            offset: 0,
+            detail: format!("no recipient {at}"),
+        };
+        for (parent, children) in update.expansions {
+            let at = usize::try_from(parent.0).map_err(|_| unknown(parent))?;
+            states.get_mut(at).ok_or_else(|| unknown(parent))?.0 = Standing::Expanded;
+            let first_child = u32::try_from(states.len()).map_err(|_| unknown(parent))?;
+            states.resize(states.len() + children.len(), (Standing::Pending, 0));
+            let record = ExpansionRecord {
+                parent,
+                first_child,
+                children,
+            };
+            frames.push(FrameIn::new(
+                Kind::Expansion,
+                id,
+                record::encode_expansion(&record),
+            ));
+        }
+        for (recipient, outcome) in update.outcomes {
+            let at = usize::try_from(recipient.0).map_err(|_| unknown(recipient))?;
+            let state = states.get_mut(at).ok_or_else(|| unknown(recipient))?;
+            state.1 += 1;
+            state.0 = match outcome.result {
+                Delivery::Delivered => Standing::Delivered,
+                Delivery::Failed => Standing::Failed,
+                Delivery::Deferred => Standing::Pending,
+            };
+            let record = OutcomeRecord {
+                recipient,
+                tries: state.1,
+                next_due_unix_ms: due_unix_ms,
+                has_warned: update.has_warned,
+                outcome,
+            };
+            frames.push(FrameIn::new(
+                Kind::Outcome,
+                id,
+                record::encode_outcome(&record),
+            ));
+        }
+        for report in update.reports {
+            for chunk in report.content.chunks(self.chunk_bytes()) {
+                frames.push(FrameIn::new(Kind::Content, report.id, chunk.to_vec()));
+            }
+            let payload = record::encode_envelope(&report.envelope, report.content.len() as u64);
+            frames.push(FrameIn::new(Kind::Envelope, report.id, payload));
+        }
+        if states
+            .iter()
+            .all(|(standing, _)| *standing != Standing::Pending)
+        {
+            frames.push(FrameIn::new(Kind::Removal, id, Vec::new()));
+        }
+        Ok(frames)
     }
 }
+
+/// Most bytes of content in one frame.
+const CHUNK_BYTES_MAX: usize = 256 << 10;
+
+#[cfg(test)]
+mod journal_tests;
+#[cfg(test)]
+#[path = "../../tests/support/sim_storage.rs"]
+mod sim_storage;

@@ -25,6 +25,8 @@ pub struct SpoolOptions {
     pub checkpoint_bytes: u64,
     /// A checkpoint is written after this time if anything changed.
     pub checkpoint_interval: Duration,
+    /// Due times read from disk are believed up to this far ahead (SPOOL 6: clock jumps).
+    pub due_ahead_max: Duration,
     /// Process id that queue ids show.
     pub process_id: u32,
 }
@@ -42,6 +44,7 @@ impl Default for SpoolOptions {
             pulse_delay: Duration::from_millis(100),
             checkpoint_bytes: 256 << 20,
             checkpoint_interval: Duration::from_secs(60),
+            due_ahead_max: Duration::from_secs(24 * 3600),
             process_id: std::process::id(),
         }
     }

@@ -72,6 +72,9 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// The system's.
     fn free_bytes(&self) -> io::Result<u64>;
+
+    /// A number nobody can foretell, for marks and ids.
+    fn random(&self) -> u64;
 }
 
 /// One file of a [`Storage`].
@@ -229,6 +232,15 @@ impl Storage for OsStorage {
     fn free_bytes(&self) -> io::Result<u64> {
         let stat = rustix::fs::fstatvfs(&self.handle)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn random(&self) -> u64 {
+        let mut bytes = [0; 8];
+        // Up to 256 bytes come whole, without waiting once the system is up (getrandom(2)).
+        while rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+            != Ok(bytes.len())
+        {}
+        u64::from_le_bytes(bytes)
     }
 }
 

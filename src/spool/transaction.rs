@@ -1,53 +1,264 @@
 //! A new message on its way into the journal, and the ticket that says when it is there.
+//!
+//! Nothing here blocks, except [`CommitTicket::wait`]. Payload checksums are made here, by the sessions in parallel.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Poll, Waker};
 
-use super::SpoolError;
+use super::format::{Kind, SegmentNumber};
+use super::record::{self, Extent};
+use super::{Inner, Lease, SpoolError, lock};
 use crate::envelope::{Envelope, MessageId};
 
+/// A frame to be written. The checksum covers `payload`; that of an envelope is carried on when the writer appends
+/// the extents.
+pub(super) struct FrameIn {
+    pub(super) kind: Kind,
+    pub(super) message: MessageId,
+    pub(super) payload: Vec<u8>,
+    pub(super) crc: u32,
+    /// Envelopes only: chunks that lie in earlier batches and are known already, in order.
+    pub(super) earlier: Vec<Extent>,
+}
+
+impl FrameIn {
+    pub(super) fn new(kind: Kind, message: MessageId, payload: Vec<u8>) -> Self {
+        let crc = crc32fast::hash(&payload);
+        Self {
+            kind,
+            message,
+            payload,
+            crc,
+            earlier: Vec::new(),
+        }
+    }
+}
+
+/// What sessions and runners hand to the writer.
+pub(super) enum Submission {
+    /// A chunk of a message that is still being received.
+    Chunk {
+        reception: Arc<Reception>,
+        frame: FrameIn,
+    },
+    /// Frames that become visible together.
+    Commit(Commit),
+}
+
+/// Frames of one transaction, and what is to happen once they are durable.
+pub(super) struct Commit {
+    /// The message whose chunks were handed over before, if it was streamed.
+    pub(super) reception: Option<Arc<Reception>>,
+    pub(super) frames: Vec<FrameIn>,
+    pub(super) ticket: Arc<TicketState>,
+    /// Ended once the frames are applied.
+    pub(super) lease: Option<Lease>,
+    /// Whether it may wait for another batch to ride in.
+    pub(super) urgency: Urgency,
+    /// Whether it brings new mail, which a full disk refuses.
+    pub(super) is_new_mail: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    Now,
+    Lazy,
+}
+
+impl Commit {
+    /// Frames of the engine's own, for which nobody waits.
+    pub(super) fn internal(frames: Vec<FrameIn>) -> Self {
+        let id = MessageId::from_number(0);
+        Self {
+            reception: None,
+            frames,
+            ticket: TicketState::new(id),
+            lease: None,
+            urgency: Urgency::Now,
+            is_new_mail: false,
+        }
+    }
+}
+
+impl Submission {
+    /// Bytes it will take in a batch, extents included as far as they are known.
+    pub(super) fn bytes(&self) -> u64 {
+        let frame = |frame: &FrameIn| {
+            super::format::frame_bytes(frame.payload.len() + 4 + record::EXTENT_BYTES) as u64
+        };
+        match self {
+            Self::Chunk { frame: chunk, .. } => frame(chunk),
+            Self::Commit(commit) => {
+                let streamed = commit
+                    .reception
+                    .as_ref()
+                    .map_or(0, |r| lock(&r.extents).len());
+                commit.frames.iter().map(frame).sum::<u64>()
+                    + (streamed * record::EXTENT_BYTES) as u64
+            }
+        }
+    }
+}
+
+/// A message being received: what sessions and writer both know of it.
+#[derive(Default)]
+pub(super) struct Reception {
+    /// Where its chunks lie that are written, in order.
+    pub(super) extents: Mutex<Vec<Extent>>,
+    /// Segments kept from being recycled on its account (S7).
+    pub(super) pins: Mutex<Vec<SegmentNumber>>,
+    /// Set when the message is given up: chunks not yet written are skipped.
+    pub(super) is_abandoned: AtomicBool,
+}
+
 /// A message being received. Dropping it abandons the message: nothing of it will ever be visible.
-pub struct Transaction {}
+pub struct Transaction {
+    inner: Arc<Inner>,
+    id: MessageId,
+    reception: Option<Arc<Reception>>,
+    tail: Vec<u8>,
+    is_committed: bool,
+    content_bytes: u64,
+}
 
 impl Transaction {
+    pub(super) fn new(inner: Arc<Inner>, id: MessageId) -> Self {
+        Self {
+            inner,
+            id,
+            reception: None,
+            tail: Vec::new(),
+            is_committed: false,
+            content_bytes: 0,
+        }
+    }
+
     /// The id the message will have.
     #[must_use]
     pub fn id(&self) -> MessageId {
-        unimplemented!()
+        self.id
     }
 
     /// Adds bytes of content (header and body as they will be sent, CRLF, undotted). Full chunks go to the writer.
     /// Blocks: never. Before reading more from the network, wait for [`Transaction::room`].
     ///
     /// # Errors
-    /// [`SpoolError::Poisoned`].
-    pub fn append_content(&mut self, _bytes: &[u8]) -> Result<(), SpoolError> {
-        unimplemented!()
+    /// [`SpoolError::Poisoned`], [`SpoolError::Closed`].
+    pub fn append_content(&mut self, mut bytes: &[u8]) -> Result<(), SpoolError> {
+        let chunk_bytes = self.inner.chunk_bytes();
+        self.content_bytes += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let room = chunk_bytes.saturating_sub(self.tail.len()).max(1);
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.tail.extend_from_slice(now);
+            bytes = later;
+            if self.tail.len() >= chunk_bytes {
+                let chunk = std::mem::replace(&mut self.tail, Vec::with_capacity(chunk_bytes));
+                let reception = Arc::clone(self.reception.get_or_insert_default());
+                let frame = FrameIn::new(Kind::Content, self.id, chunk);
+                self.inner.submit(Submission::Chunk { reception, frame })?;
+            }
+        }
+        Ok(())
     }
 
     /// Resolves when the writer's queue is below its limit: at once unless the disk is behind.
+    #[must_use]
     pub fn room(&self) -> Room {
-        unimplemented!()
+        Room {
+            inner: Arc::clone(&self.inner),
+        }
     }
 
     /// Bytes of content so far.
     #[must_use]
     pub fn content_bytes(&self) -> u64 {
-        unimplemented!()
+        self.content_bytes
     }
 
     /// Hands the message to the writer. Blocks: never.
     ///
     /// # Durability
     /// When the ticket resolves with `Ok`, content and envelope have been synced (I1).
-    pub fn commit(self, _envelope: Envelope) -> CommitTicket {
-        unimplemented!()
+    #[must_use]
+    pub fn commit(mut self, envelope: Envelope) -> CommitTicket {
+        let mut frames = Vec::with_capacity(2);
+        let tail = std::mem::take(&mut self.tail);
+        if !tail.is_empty() {
+            frames.push(FrameIn::new(Kind::Content, self.id, tail));
+        }
+        frames.push(FrameIn::new(
+            Kind::Envelope,
+            self.id,
+            record::encode_envelope(&envelope, self.content_bytes),
+        ));
+        self.is_committed = true;
+        let ticket = TicketState::new(self.id);
+        let commit = Commit {
+            reception: self.reception.take(),
+            frames,
+            ticket: Arc::clone(&ticket),
+            lease: None,
+            urgency: Urgency::Now,
+            is_new_mail: true,
+        };
+        self.inner.submit_commit(commit)
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if let (Some(reception), false) = (self.reception.take(), self.is_committed) {
+            self.inner.abandon(&reception);
+        }
+    }
+}
+
+/// The state behind a ticket.
+pub(super) struct TicketState {
+    id: MessageId,
+    slot: Mutex<TicketSlot>,
+    is_done: Condvar,
+}
+
+#[derive(Default)]
+struct TicketSlot {
+    result: Option<Result<(), SpoolError>>,
+    waker: Option<Waker>,
+}
+
+impl TicketState {
+    pub(super) fn new(id: MessageId) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            slot: Mutex::default(),
+            is_done: Condvar::new(),
+        })
+    }
+
+    /// Releases the ticket. The first result stands.
+    pub(super) fn resolve(&self, result: Result<(), SpoolError>) {
+        let waker = {
+            let mut slot = lock(&self.slot);
+            slot.result.get_or_insert(result);
+            slot.waker.take()
+        };
+        self.is_done.notify_all();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 
 /// Resolves when the batch that holds a transaction has been synced, or failed. A future for any runtime.
-pub struct CommitTicket {}
+#[must_use = "only a resolved ticket says that the transaction is durable"]
+pub struct CommitTicket {
+    pub(super) state: Arc<TicketState>,
+}
 
 impl CommitTicket {
     /// Waits by blocking the thread.
@@ -56,25 +267,155 @@ impl CommitTicket {
     /// As the future's output: [`SpoolError::Full`] or [`SpoolError::TooLarge`] if it was refused before the write
     /// and left nothing; [`SpoolError::Poisoned`] if a write or sync failed.
     pub fn wait(self) -> Result<MessageId, SpoolError> {
-        unimplemented!()
+        let mut slot = lock(&self.state.slot);
+        loop {
+            if let Some(result) = slot.result.clone() {
+                return result.map(|()| self.state.id);
+            }
+            slot = self
+                .state
+                .is_done
+                .wait(slot)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+    }
+
+    /// The result, if there is one already. Blocks: never.
+    #[must_use]
+    pub fn try_result(&self) -> Option<Result<MessageId, SpoolError>> {
+        lock(&self.state.slot)
+            .result
+            .clone()
+            .map(|result| result.map(|()| self.state.id))
     }
 }
 
 impl Future for CommitTicket {
     type Output = Result<MessageId, SpoolError>;
 
-    fn poll(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Self::Output> {
-        unimplemented!()
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut slot = lock(&self.state.slot);
+        if let Some(result) = slot.result.clone() {
+            return Poll::Ready(result.map(|()| self.state.id));
+        }
+        slot.waker = Some(context.waker().clone());
+        Poll::Pending
     }
 }
 
 /// A future that resolves when the writer has room.
-pub struct Room {}
+pub struct Room {
+    inner: Arc<Inner>,
+}
 
 impl Future for Room {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<()> {
-        unimplemented!()
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let mut waiting = lock(&self.inner.waiting);
+        if waiting.bytes < self.inner.options.queue_bytes_max || waiting.is_closed {
+            return Poll::Ready(());
+        }
+        waiting.room_wakers.push(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// What waits for the writer.
+#[derive(Default)]
+pub(super) struct Waiting {
+    pub(super) fifo: VecDeque<Submission>,
+    pub(super) bytes: u64,
+    /// How many of them must not wait for others.
+    pub(super) urgent: usize,
+    pub(super) room_wakers: Vec<Waker>,
+    pub(super) is_closing: bool,
+    /// Nothing is taken any more: closed or poisoned.
+    pub(super) is_closed: bool,
+}
+
+impl Waiting {
+    pub(super) fn push(&mut self, submission: Submission) {
+        self.bytes += submission.bytes();
+        self.urgent += usize::from(submission.is_urgent());
+        self.fifo.push_back(submission);
+    }
+
+    /// Takes what fits one batch: at least one submission, if there is one.
+    pub(super) fn take(&mut self, batch_bytes_max: u64) -> Vec<Submission> {
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = self.fifo.front() {
+            let more = next.bytes();
+            if bytes + more > batch_bytes_max && !taken.is_empty() {
+                break;
+            }
+            bytes += more;
+            let Some(next) = self.fifo.pop_front() else {
+                break;
+            };
+            self.urgent -= usize::from(next.is_urgent());
+            self.bytes = self.bytes.saturating_sub(more);
+            taken.push(next);
+        }
+        taken
+    }
+}
+
+impl Submission {
+    /// Whether a chunk of this commit's message was refused or given up: it must not become visible without it.
+    pub(super) fn has_lost_chunks(&self) -> bool {
+        match self {
+            Self::Chunk { .. } => false,
+            Self::Commit(commit) => commit
+                .reception
+                .as_ref()
+                .is_some_and(|r| r.is_abandoned.load(Ordering::Relaxed)),
+        }
+    }
+
+    fn is_urgent(&self) -> bool {
+        match self {
+            Self::Chunk { .. } => true,
+            Self::Commit(commit) => commit.urgency == Urgency::Now,
+        }
+    }
+}
+
+impl Inner {
+    /// Hands a submission to the writer.
+    pub(super) fn submit(&self, submission: Submission) -> Result<(), SpoolError> {
+        {
+            let mut waiting = lock(&self.waiting);
+            if waiting.is_closed || waiting.is_closing {
+                return Err(self.closed_error());
+            }
+            waiting.push(submission);
+        }
+        // A lazy one is written later, but it must start the writer's clock for it.
+        self.work.notify_one();
+        Ok(())
+    }
+
+    /// Hands over a commit; refusals go into its ticket.
+    pub(super) fn submit_commit(&self, commit: Commit) -> CommitTicket {
+        let state = Arc::clone(&commit.ticket);
+        let reception = commit.reception.clone();
+        if let Err(error) = self.submit(Submission::Commit(commit)) {
+            if let Some(reception) = reception {
+                self.abandon(&reception);
+            }
+            state.resolve(Err(error));
+        }
+        CommitTicket { state }
+    }
+
+    /// Gives up a message being received: what is written of it is dead, and no longer keeps its segments.
+    pub(super) fn abandon(&self, reception: &Reception) {
+        let mut index = lock(&self.index);
+        reception.is_abandoned.store(true, Ordering::Relaxed);
+        for segment in lock(&reception.pins).drain(..) {
+            index.unpin(segment);
+        }
     }
 }

@@ -1,0 +1,573 @@
+//! From files to a live index: checkpoint, journal, and the rules that tell a torn tail from damage (SPOOL 6).
+//!
+//! [`load`] only reads; it serves the writing process and read-only listings alike. What it finds out about the last
+//! batch: it counts for sure only if a later batch stands (one is written only after the sync of the one before) or a
+//! checkpoint covers it. An unproven last batch counts if all of it checks, and the writing process writes it again
+//! before that mail counts. Anything missing at or below the proven number, and not named by a Void, is damage; it is
+//! reported and everything else is kept (S5, I4). Blocks: disk.
+//!
+//! Voids need care: a batch written at a start says which earlier numbers are dead, but it may itself turn out to be
+//! torn. So a batch that a Void names is kept aside until the one that holds the Void is proven.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::checkpoint::{self, Loaded};
+use super::format::{
+    BLOCK_BYTES, BatchHeader, BatchNumber, FIRST_BATCH_OFFSET, FoundFrame, Kind, Lsn, Padding,
+    SegmentNumber, decode_batch, field, round_to_block,
+};
+use super::index::{Index, Now, Place};
+use super::record::{self, Extent};
+use super::segment::{Segment, SegmentFate, number_in_name, open_segment};
+use super::storage::Storage;
+use super::transaction::FrameIn;
+use super::{RecoveryReport, SpoolError};
+use crate::envelope::MessageId;
+
+/// Bytes read at once.
+const READ_BYTES: usize = 1 << 20;
+
+/// What the files say.
+pub(super) struct Recovered {
+    pub(super) index: Index,
+    pub(super) spool_id: Option<[u8; 16]>,
+    pub(super) segments: BTreeMap<SegmentNumber, (Arc<Segment>, SegmentFate)>,
+    pub(super) spares: Vec<String>,
+    /// Left-overs to be removed by the writing process.
+    pub(super) temporaries: Vec<String>,
+    pub(super) checkpoints: Vec<Lsn>,
+    pub(super) checkpoint_bytes: u64,
+    pub(super) next_segment: SegmentNumber,
+    pub(super) next_lsn: Lsn,
+    pub(super) next_id: u64,
+    /// Highest batch number proven durable.
+    pub(super) proven: BatchNumber,
+    /// A number that no batch on disk can have.
+    pub(super) next_batch: BatchNumber,
+    /// Frames of a last batch that stood but is not proven, to be written again.
+    pub(super) unproven: Vec<FrameIn>,
+    pub(super) report: RecoveryReport,
+}
+
+/// A batch found standing, with its bytes.
+struct Found {
+    segment: SegmentNumber,
+    offset: u64,
+    header: BatchHeader,
+    frames: Vec<FoundFrame>,
+    padding: Padding,
+    bytes: Vec<u8>,
+}
+
+impl Found {
+    fn voids(&self) -> Vec<(BatchNumber, BatchNumber)> {
+        self.frames
+            .iter()
+            .filter(|frame| frame.header.kind == Kind::Void && self.checks(frame))
+            .filter_map(|frame| record::decode_void(frame.payload(&self.bytes)).ok())
+            .collect()
+    }
+
+    fn checks(&self, frame: &FoundFrame) -> bool {
+        crc32fast::hash(frame.payload(&self.bytes)) == frame.header.payload_crc
+    }
+
+    fn place(&self, frame: &FoundFrame) -> Place {
+        Place {
+            segment: self.segment,
+            offset: self.offset + frame.at as u64,
+            length: frame.header.length,
+        }
+    }
+}
+
+fn covers(voids: &[(BatchNumber, BatchNumber)], number: BatchNumber) -> bool {
+    voids
+        .iter()
+        .any(|(first, last)| (*first..=*last).contains(&number))
+}
+
+/// Replays what is found, in the order it is found.
+struct Replay {
+    out: Recovered,
+    now: Now,
+    /// Batches at or below this number are in the checkpoint.
+    covered: BatchNumber,
+    /// The last number accounted for.
+    reached: Option<BatchNumber>,
+    /// Not yet applied, in order; all but the last are named by a Void of a later one.
+    aside: Vec<Found>,
+    voids: Vec<(BatchNumber, BatchNumber)>,
+    damaged_messages: HashSet<MessageId>,
+}
+
+/// Reads checkpoint and journal. Writes nothing. Blocks: disk.
+///
+/// # Errors
+/// [`SpoolError::Io`] only if the folder can't be listed; damage and unreadable files go into the report.
+pub(super) fn load(
+    storage: &dyn Storage,
+    due_ahead_max: Duration,
+    now: Now,
+) -> Result<Recovered, SpoolError> {
+    let names = storage.list().map_err(|e| SpoolError::io("list", ".", e))?;
+    let mut report = RecoveryReport::default();
+    let mut loaded: Option<Loaded> = None;
+    let mut checkpoints = Vec::new();
+    let listed = checkpoint::names(&names);
+    for (lsn, name) in &listed {
+        match checkpoint::load(storage, name, due_ahead_max, now) {
+            Ok(found) if found.lsn == *lsn => {
+                checkpoints.insert(0, *lsn);
+                loaded.get_or_insert(found);
+            }
+            Ok(_) => report.damage(format!(
+                "{name}: Lsn differs from the file's name; not used"
+            )),
+            Err(what) => report.damage(format!("{name}: {what}; not used")),
+        }
+    }
+    let numbers = || {
+        names
+            .iter()
+            .filter_map(|name| number_in_name(name, "segment-"))
+    };
+    let highest_name = numbers().max().unwrap_or(0);
+    if loaded.is_none() && !listed.is_empty() {
+        report.remark(
+            "no checkpoint can be read: finished mail whose records are gone may be delivered again".to_owned(),
+        );
+    }
+    let mut replay = Replay {
+        out: Recovered {
+            index: Index::new(due_ahead_max),
+            spool_id: None,
+            segments: BTreeMap::new(),
+            spares: names
+                .iter()
+                .filter(|n| number_in_name(n, "spare-").is_some())
+                .cloned()
+                .collect(),
+            temporaries: names
+                .iter()
+                .filter(|n| n.starts_with("tmp-"))
+                .cloned()
+                .collect(),
+            checkpoints,
+            checkpoint_bytes: 0,
+            next_segment: highest_name + 1,
+            next_lsn: 1,
+            next_id: 0,
+            proven: 0,
+            next_batch: 1,
+            unproven: Vec::new(),
+            report,
+        },
+        now,
+        covered: 0,
+        reached: None,
+        aside: Vec::new(),
+        voids: Vec::new(),
+        damaged_messages: HashSet::new(),
+    };
+    let mut fates: BTreeMap<SegmentNumber, (u64, SegmentFate)> = BTreeMap::new();
+    if let Some(loaded) = loaded {
+        replay.covered = loaded.batch;
+        replay.reached = Some(loaded.batch);
+        let out = &mut replay.out;
+        out.spool_id = Some(loaded.spool_id);
+        out.checkpoint_bytes = loaded.bytes;
+        out.next_segment = out.next_segment.max(loaded.next_segment);
+        out.next_lsn = loaded.lsn + 1;
+        out.next_id = loaded.next_id;
+        out.proven = loaded.batch;
+        out.next_batch = loaded.batch + 1;
+        out.index = loaded.index;
+        fates = loaded
+            .segments
+            .into_iter()
+            .map(|(number, mark, fate)| (number, (mark, fate)))
+            .collect();
+    }
+    let mut sorted: Vec<SegmentNumber> = numbers().collect();
+    sorted.sort_unstable();
+    for number in sorted {
+        replay.segment(storage, number, fates.get(&number).copied());
+    }
+    replay.finish();
+    Ok(replay.out)
+}
+
+impl Replay {
+    fn segment(
+        &mut self,
+        storage: &dyn Storage,
+        number: SegmentNumber,
+        known: Option<(u64, SegmentFate)>,
+    ) {
+        let name = super::segment::segment_name(number);
+        let (segment, header) = match open_segment(storage, &name, number) {
+            Ok(Ok(found)) => found,
+            Ok(Err(what)) => {
+                return self
+                    .out
+                    .report
+                    .damage(format!("{name}: {what}; its mail can't be read"));
+            }
+            Err(error) => return self.out.report.damage(format!("{name}: {error}")),
+        };
+        if self.out.spool_id.is_some_and(|id| id != header.spool_id) {
+            return self
+                .out
+                .report
+                .damage(format!("{name}: belongs to another spool; left alone"));
+        }
+        self.out.spool_id = Some(header.spool_id);
+        self.out.next_batch = self.out.next_batch.max(header.batch + 1);
+        self.out.next_lsn = self.out.next_lsn.max(header.lsn + 1);
+        let segment = Arc::new(segment);
+        let known = known
+            .filter(|(mark, _)| *mark == header.mark)
+            .map(|(_, fate)| fate);
+        // Nothing of an earlier life is ever written again: whatever is not the writer's new segment is sealed.
+        let fate = SegmentFate {
+            is_sealed: true,
+            ..known.unwrap_or_default()
+        };
+        self.out
+            .segments
+            .insert(number, (Arc::clone(&segment), fate));
+        if known.is_some_and(|fate| fate.is_sealed && fate.last_batch <= self.covered) {
+            return;
+        }
+        self.scan(&segment, &name);
+    }
+
+    /// Reads a segment from its first batch to its end.
+    fn scan(&mut self, segment: &Segment, name: &str) {
+        let mut window = Window {
+            segment,
+            bytes: Vec::new(),
+            start: 0,
+        };
+        let mut offset = FIRST_BATCH_OFFSET;
+        let mut chain = Some(0);
+        while offset + BLOCK_BYTES <= segment.capacity {
+            match self.batch_at(&mut window, offset, chain) {
+                Ok(Some(found)) => {
+                    chain = Some(found.header.checksum);
+                    offset += round_to_block(u64::from(found.header.length));
+                    self.arrive(found);
+                }
+                Ok(None) => {
+                    chain = None;
+                    offset += BLOCK_BYTES;
+                }
+                Err(error) => {
+                    self.out
+                        .report
+                        .damage(format!("{name}: reading at byte {offset}: {error}"));
+                    self.quarantine(segment.number);
+                    chain = None;
+                    offset += BLOCK_BYTES;
+                }
+            }
+        }
+    }
+
+    /// The batch that stands at this offset, if one does.
+    fn batch_at(
+        &self,
+        window: &mut Window<'_>,
+        offset: u64,
+        chain: Option<u32>,
+    ) -> io::Result<Option<Found>> {
+        let mark = window.segment.mark;
+        let head = window.at(offset, 64)?;
+        if field::u64_at(head, 0) != Some(mark) {
+            return Ok(None);
+        }
+        let Some(header) = BatchHeader::decode(head) else {
+            return Ok(None);
+        };
+        let length = round_to_block(u64::from(header.length));
+        if offset + length > window.segment.capacity
+            || chain.is_some_and(|chain| chain != header.chain)
+            || header.durable >= header.number
+        {
+            return Ok(None);
+        }
+        let bytes = window.at(offset, usize::try_from(length).unwrap_or(usize::MAX))?;
+        let Ok((header, frames, padding)) = decode_batch(bytes, mark) else {
+            return Ok(None);
+        };
+        let bytes = bytes.to_vec();
+        Ok(Some(Found {
+            segment: window.segment.number,
+            offset,
+            header,
+            frames,
+            padding,
+            bytes,
+        }))
+    }
+
+    fn quarantine(&mut self, segment: SegmentNumber) {
+        if let Some((_, fate)) = self.out.segments.get_mut(&segment) {
+            fate.is_quarantined = true;
+        }
+    }
+
+    /// Takes note of a batch that stands.
+    fn arrive(&mut self, found: Found) {
+        let number = found.header.number;
+        let last_lsn = (found.header.lsn + u64::from(found.header.frames)).saturating_sub(1);
+        if let Some((_, fate)) = self.out.segments.get_mut(&found.segment) {
+            fate.last_batch = fate.last_batch.max(number);
+            fate.last_lsn = fate.last_lsn.max(last_lsn);
+        }
+        self.out.next_batch = self.out.next_batch.max(number + 1);
+        self.out.next_lsn = self.out.next_lsn.max(last_lsn + 1);
+        self.out.next_id = self.out.next_id.max(found.header.ids);
+        if number <= self.covered {
+            return;
+        }
+        if self
+            .aside
+            .last()
+            .is_some_and(|last| last.header.number >= number)
+        {
+            let name = super::segment::segment_name(found.segment);
+            self.out.report.damage(format!(
+                "{name}: batch {number} stands out of order at byte {}",
+                found.offset
+            ));
+            self.quarantine(found.segment);
+            return;
+        }
+        let voids = found.voids();
+        // The one before is now proven, and so are its Voids; unless this one says that it is dead.
+        if self
+            .aside
+            .last()
+            .is_some_and(|last| !covers(&voids, last.header.number))
+        {
+            self.settle_last();
+        }
+        self.out.proven = self.out.proven.max(found.header.durable);
+        let (keep, apply): (Vec<_>, Vec<_>) = std::mem::take(&mut self.aside)
+            .into_iter()
+            .partition(|old| covers(&voids, old.header.number));
+        for old in apply {
+            self.apply(&old, &voids);
+        }
+        self.aside = keep;
+        self.aside.push(found);
+    }
+
+    /// The last batch noted is proven durable: what its Voids name is dead for good.
+    fn settle_last(&mut self) {
+        let Some(last) = self.aside.last() else {
+            return;
+        };
+        self.out.proven = self.out.proven.max(last.header.number);
+        let voids = last.voids();
+        self.aside.retain(|old| !covers(&voids, old.header.number));
+        self.voids.extend(voids);
+    }
+
+    /// Applies a batch that counts. `more` are Voids of a later batch, which explain gaps but are not proven yet.
+    fn apply(&mut self, found: &Found, more: &[(BatchNumber, BatchNumber)]) {
+        let number = found.header.number;
+        let own = found.voids();
+        let first = self.reached.map_or(number, |reached| reached + 1);
+        let missing: Vec<BatchNumber> = (first..number)
+            .filter(|n| !covers(&self.voids, *n) && !covers(&own, *n) && !covers(more, *n))
+            .take(100)
+            .collect();
+        if let (Some(from), Some(to)) = (missing.first(), missing.last()) {
+            self.out.report.damage(format!(
+                "batches {from} to {to} are missing: what they held is lost"
+            ));
+            self.quarantine(found.segment);
+            let before = self
+                .out
+                .segments
+                .range(..found.segment)
+                .next_back()
+                .map(|(n, _)| *n);
+            before.into_iter().for_each(|n| self.quarantine(n));
+        }
+        if self.reached.is_none()
+            && number > 1
+            && missing.is_empty()
+            && !covers(&own, number - 1)
+            && !covers(more, number - 1)
+        {
+            let what = format!(
+                "no checkpoint: counting starts at batch {number}, finished mail may be delivered again"
+            );
+            self.out.report.damage(what);
+        }
+        if found.padding == Padding::Dirty {
+            let name = super::segment::segment_name(found.segment);
+            self.out.report.damage(format!(
+                "{name}: padding of batch {number} at byte {} is not zero",
+                found.offset
+            ));
+        }
+        self.reached = Some(number);
+        self.out.index.applied_batch = number;
+        self.out.index.applied_lsn =
+            (found.header.lsn + u64::from(found.header.frames)).saturating_sub(1);
+        for frame in &found.frames {
+            let id = frame.header.message;
+            self.out.next_id = self.out.next_id.max(id.number().saturating_add(1));
+            let place = found.place(frame);
+            if !found.checks(frame) {
+                let name = super::segment::segment_name(found.segment);
+                let what = format!(
+                    "{name}: byte {}: {:?} of {id} is damaged",
+                    place.offset, frame.header.kind
+                );
+                self.out.report.damage(what);
+                self.damaged_messages.insert(id);
+                if frame.header.kind != Kind::Content {
+                    self.quarantine(found.segment);
+                }
+                continue;
+            }
+            if let Err(error) =
+                self.out
+                    .index
+                    .apply(&frame.header, frame.payload(&found.bytes), place, self.now)
+            {
+                let name = super::segment::segment_name(found.segment);
+                self.out
+                    .report
+                    .damage(format!("{name}: byte {}: {id}: {error}", place.offset));
+                self.damaged_messages.insert(id);
+                self.quarantine(found.segment);
+            }
+        }
+    }
+
+    /// Decides about what is left aside at the end of the journal.
+    fn finish(&mut self) {
+        while let Some(last) = self.aside.pop() {
+            let number = last.header.number;
+            let checks =
+                last.padding == Padding::Zero && last.frames.iter().all(|frame| last.checks(frame));
+            if number > self.out.proven && !checks {
+                let bytes = last.header.length;
+                self.out.report.remark(format!(
+                    "torn last batch {number} of {bytes} bytes: never acknowledged, ignored"
+                ));
+                continue;
+            }
+            let voids = last.voids();
+            let aside = std::mem::take(&mut self.aside);
+            for old in aside
+                .iter()
+                .filter(|old| !covers(&voids, old.header.number))
+            {
+                self.apply(old, &voids);
+            }
+            self.apply(&last, &[]);
+            if number > self.out.proven {
+                self.out.unproven = rewrite(&last);
+            }
+            break;
+        }
+        for id in &self.damaged_messages {
+            if self.out.index.hold_damaged(*id) {
+                self.out
+                    .report
+                    .remarks
+                    .push(format!("{id} is held: part of it is damaged"));
+            }
+        }
+        self.out.report.messages = self.out.index.len();
+    }
+}
+
+/// The frames of an unproven batch in the form the writer takes, envelopes without the extents that lie in it.
+fn rewrite(last: &Found) -> Vec<FrameIn> {
+    let end = last.offset + round_to_block(u64::from(last.header.length));
+    let is_here = |extent: &Extent| {
+        extent.segment == last.segment && (last.offset..end).contains(&extent.offset)
+    };
+    let mut frames = Vec::new();
+    for frame in &last.frames {
+        if matches!(frame.header.kind, Kind::Pulse | Kind::Seal) {
+            continue;
+        }
+        let payload = frame.payload(&last.bytes).to_vec();
+        if frame.header.kind != Kind::Envelope {
+            frames.push(FrameIn::new(
+                frame.header.kind,
+                frame.header.message,
+                payload,
+            ));
+            continue;
+        }
+        let extents = record::decode_extents(&payload).unwrap_or_default();
+        let head = payload
+            .len()
+            .saturating_sub(4 + extents.len() * record::EXTENT_BYTES);
+        let mut new = FrameIn::new(
+            Kind::Envelope,
+            frame.header.message,
+            payload.get(..head).unwrap_or_default().to_vec(),
+        );
+        new.earlier = extents
+            .into_iter()
+            .filter(|extent| !is_here(extent))
+            .collect();
+        frames.push(new);
+    }
+    frames
+}
+
+/// Reads a segment in large pieces, front to back.
+struct Window<'a> {
+    segment: &'a Segment,
+    bytes: Vec<u8>,
+    start: u64,
+}
+
+impl Window<'_> {
+    fn at(&mut self, offset: u64, length: usize) -> io::Result<&[u8]> {
+        let end = offset + length as u64;
+        if offset < self.start || end > self.start + self.bytes.len() as u64 {
+            let want = length.max(READ_BYTES);
+            let left =
+                usize::try_from(self.segment.capacity.saturating_sub(offset)).unwrap_or(usize::MAX);
+            self.bytes.resize(want.min(left), 0);
+            self.start = offset;
+            if let Err(error) =
+                super::storage::read_exact_at(&*self.segment.file, offset, &mut self.bytes)
+            {
+                self.bytes.clear();
+                if length >= READ_BYTES {
+                    return Err(error);
+                }
+                // A bad sector must cost its own block only: try again with just what was asked for.
+                self.bytes.resize(length, 0);
+                if let Err(error) =
+                    super::storage::read_exact_at(&*self.segment.file, offset, &mut self.bytes)
+                {
+                    self.bytes.clear();
+                    return Err(error);
+                }
+            }
+        }
+        let from = usize::try_from(offset - self.start).unwrap_or(usize::MAX);
+        self.bytes
+            .get(from..from.saturating_add(length))
+            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+}
