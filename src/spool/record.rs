@@ -465,6 +465,7 @@ pub(super) fn encode_outcome(record: &OutcomeRecord) -> Vec<u8> {
     out.option(outcome.reply.as_deref(), Out::string);
     out.string(&outcome.relay);
     out.string(&outcome.mailer);
+    out.u8(u8::from(outcome.is_notify_passed_on));
     out.0
 }
 
@@ -498,6 +499,7 @@ pub(super) fn decode_outcome(payload: &[u8]) -> Result<OutcomeRecord, Malformed>
         reply: from.option(In::string)?,
         relay: from.string()?,
         mailer: from.string()?,
+        is_notify_passed_on: from.u8()? != 0,
     };
     from.end()?;
     Ok(OutcomeRecord {

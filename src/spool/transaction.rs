@@ -184,7 +184,6 @@ impl Transaction {
     ///
     /// # Durability
     /// When the ticket resolves with `Ok`, content and envelope have been synced (I1).
-    #[must_use]
     pub fn commit(mut self, envelope: Envelope) -> CommitTicket {
         let mut frames = Vec::with_capacity(2);
         let tail = std::mem::take(&mut self.tail);

@@ -45,7 +45,6 @@ pub(super) enum Call {
     Write,
     Sync,
     Fill,
-    Read,
 }
 
 #[derive(Debug, Default)]
