@@ -10,7 +10,8 @@ use crate::load::{Emptiness, read_locked};
 use crate::source::{IsLocalDomain, SourceLine, read_aliases};
 use crate::{
     DuplicatePolicy, HandleOptions, Inserted, Map, MapBuilder, MapError, MapHandle, MapKind,
-    MapSpec, PairVisitor, PublishError, PublishOptions, Published, Refresh, open_direct,
+    MapSpec, PairVisitor, PublishError, PublishOptions, Published, Refresh, lookup_once,
+    open_direct,
 };
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -167,6 +168,40 @@ impl AliasMapBuilder {
         })
     }
 
+    /// Takes over the aliases of an existing map, to which what is read is added.
+    ///
+    /// # Errors
+    /// What reading the map gives.
+    pub fn keep(&mut self, map: &dyn Map) -> Result<(), MapError> {
+        let joins = self.builder.policy() == DuplicatePolicy::JoinWithComma;
+        let mut trouble = None;
+        let (mut name_buffer, mut value_buffer) = (Vec::new(), Vec::new());
+        map.each(&mut |name, value| {
+            let (name, value) = (
+                crate::handle::strip_nul(name),
+                crate::handle::strip_nul(value),
+            );
+            if is_hidden(name) {
+                return ControlFlow::Continue(());
+            }
+            terminate(&mut name_buffer, name);
+            terminate(&mut value_buffer, value);
+            let kept = if joins {
+                value
+            } else {
+                value_buffer.as_slice()
+            };
+            match self.builder.insert(&name_buffer, kept) {
+                Ok(_) => ControlFlow::Continue(()),
+                Err(error) => {
+                    trouble = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        trouble.map_or(Ok(()), Err)
+    }
+
     /// What has been read so far.
     pub fn totals(&self) -> AliasTotals {
         self.totals
@@ -319,6 +354,21 @@ pub fn each_alias(
             f(name, crate::handle::strip_nul(value))
         }
     })
+}
+
+/// The value of an alias, looked up without loading the map; the pairs that are no aliases are not found.
+///
+/// # Errors
+/// As [`lookup_once`].
+pub fn lookup_alias_once(
+    spec: &MapSpec,
+    name: &[u8],
+    lock_wait: Duration,
+) -> Result<Option<Vec<u8>>, MapError> {
+    if is_hidden(name) {
+        return Ok(None);
+    }
+    lookup_once(spec, name, lock_wait)
 }
 
 /// Whether a key is no alias but the mark of a writer.

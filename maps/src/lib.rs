@@ -21,6 +21,7 @@ pub mod builder;
 mod error;
 mod handle;
 mod load;
+mod patience;
 mod publish;
 mod records;
 mod snapshot;
@@ -32,13 +33,13 @@ use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-pub use alias::AliasMap;
+pub use alias::{AliasMap, AliasMapBuilder, build_alias_map};
 pub use bdb::{DirectMap, open_direct};
 pub use builder::{DuplicatePolicy, Inserted, MapBuilder};
 pub use error::{MapError, Verdict, io_text};
 pub use handle::{HandleOptions, MapEvent, MapHandle, MapReader, Refresh, lookup_once};
 pub use load::{LoadOptions, Stamp, load};
-pub use publish::{PublishError, PublishOptions, Published};
+pub use publish::{PublishError, PublishOptions, Published, check_place};
 pub use snapshot::{NulStyle, Snapshot, SnapshotBuilder};
 pub use spec::{MapSpec, NulRule, SpecError, TextColumns};
 

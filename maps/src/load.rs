@@ -9,22 +9,19 @@
 
 #![deny(clippy::indexing_slicing)]
 
+use crate::patience::Patience;
 use crate::spec::TextColumns;
 use crate::{MapError, MapKind, Snapshot, bdb, text};
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Largest map file read into memory, in bytes.
 pub const FILE_BYTES_MAX: u64 = 8 << 30;
 /// How often a file that changes while it is read is read again.
 pub const ATTEMPTS_MAX: u32 = 16;
-
-/// First and longest pause between two tries for a lock.
-const PAUSE_MIN: Duration = Duration::from_micros(200);
-const PAUSE_MAX: Duration = Duration::from_millis(20);
 
 /// What identifies one state of a map file: any rebuild, in place or by rename, changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -147,8 +144,7 @@ pub(crate) fn open_locked(
     wait: Duration,
     empty: Emptiness,
 ) -> Result<(File, Stamp), MapError> {
-    let deadline = Instant::now() + wait;
-    let mut pause = PAUSE_MIN;
+    let mut patience = Patience::new(wait);
     loop {
         let (file, _) = open_file(path)?;
         let trouble = match file.try_lock_shared() {
@@ -160,9 +156,6 @@ pub(crate) fn open_locked(
                 // While we waited, the name may have been given to a newer file.
                 let named = Stamp::of_path(path).map_err(|error| MapError::open(path, &error))?;
                 if (named.device, named.inode) != (stamp.device, stamp.inode) {
-                    if Instant::now() < deadline {
-                        continue;
-                    }
                     "the file is replaced again and again"
                 } else if stamp.size_bytes == 0 && empty == Emptiness::BeingCreated {
                     "the file is empty: somebody is creating it, or a build was broken off"
@@ -174,15 +167,10 @@ pub(crate) fn open_locked(
             Err(TryLockError::Error(error)) => return Err(MapError::open(path, &error)),
         };
         drop(file);
-        let now = Instant::now();
-        if now >= deadline {
-            return Err(MapError::locked(
-                path,
-                format!("{trouble} (waited {} ms)", wait.as_millis()),
-            ));
+        if !patience.wait() {
+            let waited = format!("{trouble} (waited {} ms)", wait.as_millis());
+            return Err(MapError::locked(path, waited));
         }
-        std::thread::sleep(pause.min(deadline - now));
-        pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 

@@ -7,14 +7,14 @@
 //!
 //! Blocks: on disk, and up to [`PublishOptions::lock_wait`] on the old file's lock.
 
+use crate::patience::Patience;
 use crate::{MapError, io_text};
 use std::fs::{File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-const PAUSE: Duration = Duration::from_millis(5);
 /// How often the old file may be replaced by others while we wait for its lock.
 const REPLACED_MAX: u32 = 100;
 
@@ -23,10 +23,13 @@ const REPLACED_MAX: u32 = 100;
 pub struct PublishOptions {
     /// Permission bits of a new map; one that exists keeps its own, less write permission for group and others.
     pub mode: u32,
-    /// Owner of the file, set when the process may (Sendmail's TrustedUser).
+    /// Owner of the file (Sendmail's TrustedUser); `None`: root keeps the old map's owner, others are the owner.
     pub owner_uid: Option<u32>,
     /// How long to wait for a program that holds the old file's lock.
     pub lock_wait: Duration,
+    /// Whether a map that is a symbolic link, or has hard links, is refused. If not, a symbolic link is followed and
+    /// the file behind it replaced.
+    pub refuses_links: bool,
 }
 
 impl Default for PublishOptions {
@@ -35,6 +38,7 @@ impl Default for PublishOptions {
             mode: 0o640,
             owner_uid: None,
             lock_wait: Duration::from_secs(30),
+            refuses_links: true,
         }
     }
 }
@@ -129,7 +133,8 @@ pub(crate) fn publish<T>(
             source,
         }
     };
-    check_place(dest)?;
+    let followed = check_place(dest, options)?;
+    let dest = followed.as_path();
     let (file, mut temporary) = create_temporary(dest)?;
     let old = lock_old(dest, options.lock_wait)?;
     let result = write(&file)?;
@@ -137,8 +142,10 @@ pub(crate) fn publish<T>(
     let mode = match &old {
         Some(old) => {
             let meta = old.metadata().map_err(fail("stat", dest))?;
-            // The group is kept where the process may; where not, the mode still keeps strangers out.
-            let _ = std::os::unix::fs::fchown(&file, None, Some(meta.gid()));
+            // Owner and group are kept where the process may; where not, the file is the builder's, as one rebuilt by
+            // removing and creating it would be, and its mode still keeps strangers out.
+            let uid = rustix::process::geteuid().is_root().then(|| meta.uid());
+            let _ = std::os::unix::fs::fchown(&file, uid, Some(meta.gid()));
             meta.mode() & 0o755
         }
         None => options.mode,
@@ -157,25 +164,45 @@ pub(crate) fn publish<T>(
     Ok(result)
 }
 
-/// Refuses to replace what Sendmail refuses: symbolic links, hard links, anything but a regular file.
-pub(crate) fn check_place(dest: &Path) -> Result<(), PublishError> {
+/// Checks that a map can be put in place before anything is read for it: its directory is there and may be written,
+/// and nothing is in its place that Sendmail refuses (links, anything but a regular file). Answers the file that will
+/// be replaced: `dest`, or what it links to where that is allowed. Blocks on disk.
+///
+/// # Errors
+/// [`PublishError`], as publishing would give it.
+pub fn check_place(dest: &Path, options: &PublishOptions) -> Result<PathBuf, PublishError> {
     let refused = |reason| {
         Err(PublishError::Refused {
             path: dest.to_path_buf(),
             reason,
         })
     };
+    let fail = |source| PublishError::Io {
+        path: dest.to_path_buf(),
+        operation: "create",
+        source,
+    };
+    let mut place = dest.to_path_buf();
     match std::fs::symlink_metadata(dest) {
-        Ok(meta) if meta.file_type().is_symlink() => refused("Symbolic links not allowed"),
-        Ok(meta) if !meta.is_file() => refused("Not a regular file"),
-        Ok(meta) if meta.nlink() > 1 => refused("Hard links not allowed"),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PublishError::Io {
-            path: dest.to_path_buf(),
-            operation: "stat",
-            source: error,
-        }),
-        _ => Ok(()),
+        Ok(meta) if meta.file_type().is_symlink() => {
+            if options.refuses_links {
+                return refused("Symbolic links not allowed");
+            }
+            place = std::fs::canonicalize(dest).map_err(fail)?;
+        }
+        Ok(meta) if !meta.is_file() => return refused("Not a regular file"),
+        Ok(meta) if meta.nlink() > 1 && options.refuses_links => {
+            return refused("Hard links not allowed");
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
     }
+    rustix::fs::access(
+        directory_of(&place),
+        rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
+    )
+    .map_err(|errno| fail(errno.into()))?;
+    Ok(place)
 }
 
 fn create_temporary(dest: &Path) -> Result<(File, Temporary), PublishError> {
@@ -221,7 +248,7 @@ fn lock_old(dest: &Path, wait: Duration) -> Result<Option<File>, PublishError> {
             source,
         }
     };
-    let deadline = Instant::now() + wait;
+    let mut patience = Patience::new(wait);
     for _ in 0..REPLACED_MAX {
         let file = match File::open(dest) {
             Ok(file) => file,
@@ -232,14 +259,14 @@ fn lock_old(dest: &Path, wait: Duration) -> Result<Option<File>, PublishError> {
             match file.try_lock() {
                 Ok(()) => break,
                 Err(TryLockError::Error(error)) => return Err(fail("lock")(error)),
-                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                Err(TryLockError::WouldBlock) if patience.wait() => {}
+                Err(TryLockError::WouldBlock) => {
                     let detail = format!(
                         "another program uses the map (waited {} ms)",
                         wait.as_millis()
                     );
                     return Err(MapError::locked(dest, detail).into());
                 }
-                Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
             }
         }
         let locked = file.metadata().map_err(fail("stat"))?;
@@ -261,7 +288,7 @@ fn sync_directory(dest: &Path) -> io::Result<()> {
 }
 
 /// The directory a file lies in; `.` for a bare name.
-pub(crate) fn directory_of(path: &Path) -> &Path {
+fn directory_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

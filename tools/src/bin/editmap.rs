@@ -1,0 +1,206 @@
+//! editmap: looks up, sets or removes one key of a map.
+//!
+//! The changed map takes the old one's place whole and on disk, or not at all. Blocks on disk, and on the lock of a
+//! program that is rebuilding the map. Source: editmap(8).
+
+use diligence_maps::{
+    DirectMap, DuplicatePolicy, Map, MapBuilder, MapError, MapKind, PublishOptions, SpecError,
+    open_direct,
+};
+use diligence_tools::arguments::{Given, Grammar, parse};
+use diligence_tools::setting::{EX_CANTCREAT, EX_UNAVAILABLE, EX_USAGE, find_sandbox, load_config};
+use std::ffi::OsString;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const USAGE: &str = "Usage: editmap [-C cffile] [-N] [-f] [-q|-u|-x] [--sandbox dir] maptype mapname key [ \"value ...\" ]\n";
+
+const GRAMMAR: Grammar<'static> = Grammar {
+    flags: "Nfqux",
+    values: "C",
+    long_flags: &[],
+    long_values: &["sandbox"],
+};
+
+/// How long a map that is being rebuilt is waited for.
+const LOCK_WAIT: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Query,
+    Update,
+    Remove,
+}
+
+/// How the program ends before its time: a text for standard error, and a status.
+struct Stop {
+    text: String,
+    exit: u8,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(stop) => {
+            eprint!("{}", stop.text);
+            ExitCode::from(stop.exit)
+        }
+    }
+}
+
+fn usage(text: &str) -> Stop {
+    let text = match text {
+        "" => USAGE.to_owned(),
+        text => format!("editmap: {text}\n{USAGE}"),
+    };
+    Stop {
+        text,
+        exit: EX_USAGE,
+    }
+}
+
+fn run() -> Result<(), Stop> {
+    let parsed = parse(&GRAMMAR, std::env::args_os().skip(1)).map_err(|text| usage(&text))?;
+    let mut action = None;
+    let (mut with_nul, mut folds, mut config_file, mut sandbox) =
+        (false, true, None, None::<OsString>);
+    for option in parsed.options {
+        let wanted = match option {
+            Given::Letter('q', _) => Action::Query,
+            Given::Letter('u', _) => Action::Update,
+            Given::Letter('x', _) => Action::Remove,
+            Given::Letter('N', _) => {
+                with_nul = true;
+                continue;
+            }
+            Given::Letter('f', _) => {
+                folds = false;
+                continue;
+            }
+            Given::Letter(_, file) => {
+                config_file = file;
+                continue;
+            }
+            Given::Long(_, dir) => {
+                sandbox = dir;
+                continue;
+            }
+        };
+        if action.replace(wanted).is_some() {
+            return Err(usage(""));
+        }
+    }
+    let (action, class, name, key, value) = match (action, parsed.words.as_slice()) {
+        (Some(Action::Update), [class, name, key, value]) => {
+            (Action::Update, class, name, key, Some(value))
+        }
+        (Some(action @ (Action::Query | Action::Remove)), [class, name, key]) => {
+            (action, class, name, key, None)
+        }
+        _ => return Err(usage("")),
+    };
+    let refused = |refusal: diligence_tools::setting::Refusal| Stop {
+        text: format!("editmap: {}\n", refusal.text),
+        exit: refusal.exit,
+    };
+    let sandbox = find_sandbox(sandbox.as_deref()).map_err(refused)?;
+    if config_file.is_some() {
+        load_config(config_file.as_ref(), sandbox.as_deref()).map_err(refused)?;
+    }
+
+    let class = class.to_string_lossy();
+    let name = PathBuf::from(name);
+    let cannot_open = |detail: &str| Stop {
+        text: format!(
+            "editmap: error opening type {class} map {}: {detail}\n",
+            name.display()
+        ),
+        exit: EX_CANTCREAT,
+    };
+    let kind = match MapKind::from_name(&class) {
+        Ok(kind) if kind.is_writable() => kind,
+        Ok(_) => return Err(cannot_open("maps of this class are not built")),
+        Err(SpecError::NotBuiltIn { .. }) => return Err(cannot_open("this class is not built in")),
+        Err(_) => return Err(cannot_open("Unknown database type")),
+    };
+    let mut key = key.as_bytes().to_vec();
+    if folds {
+        key.make_ascii_lowercase();
+    }
+    let shown = String::from_utf8_lossy(&key).into_owned();
+    if with_nul {
+        key.push(0);
+    }
+    let dest = kind.file_of(&name);
+    let failed = |error: &MapError| cannot_open(error.detail());
+    let map = match open_direct(&dest, LOCK_WAIT) {
+        Ok(map) if map.kind() != kind => {
+            return Err(cannot_open(&format!(
+                "Invalid argument (the file is of type {})",
+                map.kind()
+            )));
+        }
+        Ok(map) => map,
+        Err(error) => return Err(failed(&error)),
+    };
+    if action == Action::Query {
+        let found = map.lookup(&key).map_err(|error| failed(&error))?;
+        let Some(value) = found else {
+            return Err(Stop {
+                text: format!(
+                    "editmap: couldn't find key {shown} in map {}\n",
+                    name.display()
+                ),
+                exit: EX_UNAVAILABLE,
+            });
+        };
+        let mut line = value.strip_suffix(b"\0").unwrap_or(&value).to_vec();
+        line.push(b'\n');
+        return std::io::stdout().write_all(&line).map_err(|error| Stop {
+            text: format!("editmap: {}\n", diligence_maps::io_text(&error)),
+            exit: diligence_tools::setting::EX_IOERR,
+        });
+    }
+    let mut builder = read_all(&map, kind).map_err(|error| failed(&error))?;
+    // The shared lock has to go before the exclusive one can be had.
+    drop(map);
+    let was_there = builder.remove(&key);
+    match value {
+        None if !was_there => {
+            // Not an error to Sendmail either: the key is not there, as was asked for.
+            eprintln!(
+                "editmap: key {shown} doesn't exist in map {}",
+                name.display()
+            );
+            return Ok(());
+        }
+        None => {}
+        Some(value) => {
+            let mut value = value.as_bytes().to_vec();
+            if with_nul {
+                value.push(0);
+            }
+            builder
+                .insert(&key, &value)
+                .map_err(|error| failed(&error))?;
+        }
+    }
+    builder
+        .publish(&dest, &PublishOptions::default())
+        .map(|_| ())
+        .map_err(|error| cannot_open(&error.detail()))
+}
+
+/// The whole map, ready to be changed; a map of duplicates stays one.
+fn read_all(map: &DirectMap, kind: MapKind) -> Result<MapBuilder, MapError> {
+    let policy = match map.allows_duplicates() {
+        true => DuplicatePolicy::KeepAll,
+        false => DuplicatePolicy::KeepFirst,
+    };
+    let mut builder = MapBuilder::new(kind, policy)?;
+    builder.insert_all(map)?;
+    Ok(builder)
+}

@@ -1,0 +1,147 @@
+//! praliases: prints the alias map, or the aliases named.
+//!
+//! Reads the map's file; blocks on disk, and on the lock of a program that is rebuilding it. The exit status is 0 even
+//! where an alias or the map is not there, as Sendmail's is; 66 and 78 tell of the configuration, 64 of the command
+//! line. Source: praliases(8).
+
+use diligence_maps::alias::{each_alias, lookup_alias_once};
+use diligence_maps::{MapError, MapSpec};
+use diligence_tools::arguments::{Given, Grammar, parse};
+use diligence_tools::setting::{EX_CONFIG, EX_IOERR, EX_USAGE, find_sandbox, load_config};
+use std::ffi::OsString;
+use std::io::{self, BufWriter, Write};
+use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const USAGE: &str = "usage: praliases [-C cffile] [-f aliasfile] [--sandbox dir] [key ...]\n";
+
+const GRAMMAR: Grammar<'static> = Grammar {
+    flags: "",
+    values: "Cf",
+    long_flags: &[],
+    long_values: &["sandbox"],
+};
+
+/// How long a map that is being rebuilt is waited for.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// How the program ends before its time: a text for standard error, and a status.
+struct Stop {
+    text: String,
+    exit: u8,
+}
+
+impl From<io::Error> for Stop {
+    fn from(error: io::Error) -> Self {
+        Self {
+            text: format!("praliases: {}\n", diligence_maps::io_text(&error)),
+            exit: EX_IOERR,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(stop) => {
+            eprint!("{}", stop.text);
+            ExitCode::from(stop.exit)
+        }
+    }
+}
+
+fn run() -> Result<(), Stop> {
+    let parsed = parse(&GRAMMAR, std::env::args_os().skip(1)).map_err(|text| Stop {
+        text: format!("praliases: {text}\n{USAGE}"),
+        exit: EX_USAGE,
+    })?;
+    let (mut config_file, mut alias_file, mut sandbox) = (None, None::<OsString>, None::<OsString>);
+    for option in parsed.options {
+        match option {
+            Given::Letter('C', file) => config_file = file,
+            Given::Letter(_, file) => alias_file = file,
+            Given::Long(_, dir) => sandbox = dir,
+        }
+    }
+    let refused = |refusal: diligence_tools::setting::Refusal| Stop {
+        text: format!("praliases: {}\n", refusal.text),
+        exit: refusal.exit,
+    };
+    let sandbox = find_sandbox(sandbox.as_deref()).map_err(refused)?;
+    let texts = match alias_file {
+        Some(file) => vec![file.to_string_lossy().into_owned()],
+        None => {
+            let config = load_config(config_file.as_ref(), sandbox.as_deref()).map_err(refused)?;
+            config.route.alias_files
+        }
+    };
+    let mut out = BufWriter::new(io::stdout().lock());
+    for text in texts {
+        let spec = MapSpec::parse_alias(&text).map_err(|error| Stop {
+            text: format!("praliases: {text}: {error}\n"),
+            exit: EX_CONFIG,
+        })?;
+        if parsed.words.is_empty() {
+            print_all(&spec, &mut out)?;
+        } else {
+            print_named(&spec, &parsed.words, &mut out)?;
+        }
+    }
+    out.flush()?;
+    Ok(())
+}
+
+fn complain(spec: &MapSpec, error: &MapError) {
+    eprintln!(
+        "praliases: {}: open: {}",
+        spec.name.display(),
+        error.detail()
+    );
+}
+
+fn print_all(spec: &MapSpec, out: &mut dyn Write) -> io::Result<()> {
+    let mut failed = Ok(());
+    let listed = each_alias(&spec.file(), LOCK_WAIT, &mut |name, value| match print(
+        name, value, out,
+    ) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            failed = Err(error);
+            ControlFlow::Break(())
+        }
+    });
+    failed?;
+    if let Err(error) = listed {
+        // An optional map that is not there is an empty one.
+        if !(spec.is_optional && error.is_missing()) {
+            complain(spec, &error);
+        }
+    }
+    Ok(())
+}
+
+fn print_named(spec: &MapSpec, names: &[OsString], out: &mut dyn Write) -> io::Result<()> {
+    for name in names {
+        match lookup_alias_once(spec, name.as_bytes(), LOCK_WAIT) {
+            Ok(Some(value)) => print(name.as_bytes(), &value, out)?,
+            Ok(None) => {
+                out.write_all(name.as_bytes())?;
+                out.write_all(b": No such key\n")?;
+            }
+            Err(error) => {
+                complain(spec, &error);
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn print(name: &[u8], value: &[u8], out: &mut dyn Write) -> io::Result<()> {
+    out.write_all(name)?;
+    out.write_all(b":")?;
+    out.write_all(value)?;
+    out.write_all(b"\n")
+}
