@@ -59,6 +59,10 @@ pub enum Request {
         /// Whether to wait and show the dialogues.
         is_watched: bool,
     },
+    /// Hold messages back until they are released. `T` lines say which.
+    Hold(Selection),
+    /// Release held messages. `T` lines say which.
+    Release(Selection),
     /// Remove messages without a report. `T` lines say which.
     Remove(Selection),
     /// Counters, as `T` lines.
@@ -78,6 +82,8 @@ impl Request {
                 is_watched: false,
             } => ("run", Some(selection)),
             Self::Run { selection, .. } => ("watch", Some(selection)),
+            Self::Hold(selection) => ("hold", Some(selection)),
+            Self::Release(selection) => ("release", Some(selection)),
             Self::Remove(selection) => ("remove", Some(selection)),
             Self::Status => ("status", None),
             Self::Shutdown => ("shutdown", None),
@@ -105,6 +111,8 @@ impl Request {
                 selection: selection()?,
                 is_watched: verb == "watch",
             },
+            "hold" => Self::Hold(selection()?),
+            "release" => Self::Release(selection()?),
             "remove" => Self::Remove(selection()?),
             "status" => Self::Status,
             "shutdown" => Self::Shutdown,
@@ -348,6 +356,8 @@ mod tests {
                 selection: selection.clone(),
                 is_watched: false,
             },
+            Request::Hold(selection.clone()),
+            Request::Release(selection.clone()),
             Request::Remove(selection),
             Request::Status,
             Request::Shutdown,

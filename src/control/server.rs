@@ -30,7 +30,7 @@ use super::{Frame, REQUEST_BYTES_MAX, Request, short_socket_path};
 use crate::clock::Clock;
 use crate::config::{Privacy, PrivacyOptions};
 use crate::envelope::MessageId;
-use crate::spool::{Spool, SpoolError};
+use crate::spool::{CommitTicket, Spool, SpoolError};
 use crate::status::ExitCode;
 
 /// The most connections served at once; others are told to come back.
@@ -179,7 +179,13 @@ async fn converse(mut stream: UnixStream, owner: Arc<Owner>) -> io::Result<()> {
             selection,
             is_watched,
         } => run(&mut stream, &owner, selection, is_watched).await,
-        Request::Remove(selection) => remove(&mut stream, &owner, selection).await,
+        Request::Hold(selection) => {
+            change(&mut stream, &owner, selection, Change::Hold(peer)).await
+        }
+        Request::Release(selection) => {
+            change(&mut stream, &owner, selection, Change::Release(peer)).await
+        }
+        Request::Remove(selection) => change(&mut stream, &owner, selection, Change::Remove).await,
         Request::Status => {
             let mut frames: Vec<Frame> = counters(&owner.spool)
                 .into_iter()
@@ -220,9 +226,11 @@ impl Peer {
             ),
             Request::Run { .. } => (false, "You are not permitted to process the queue"),
             Request::Status => (true, ""),
-            Request::Remove(_) | Request::Shutdown | Request::Restart => {
-                (false, "Permission denied (real uid not trusted)")
-            }
+            Request::Hold(_)
+            | Request::Release(_)
+            | Request::Remove(_)
+            | Request::Shutdown
+            | Request::Restart => (false, "Permission denied (real uid not trusted)"),
         };
         if is_open || self.is_operator() {
             Ok(())
@@ -427,19 +435,46 @@ async fn run(
     send(stream, &[Frame::End]).await
 }
 
-/// Removes messages and says which are gone for good.
-async fn remove(
+/// What an operator does to messages.
+#[derive(Clone, Copy)]
+enum Change {
+    Hold(Peer),
+    Release(Peer),
+    Remove,
+}
+
+impl Change {
+    fn begin(self, spool: &Spool, id: MessageId) -> Result<CommitTicket, SpoolError> {
+        match self {
+            Self::Hold(peer) => spool.hold(id, true, &format!("uid {}", peer.uid)),
+            Self::Release(peer) => spool.hold(id, false, &format!("uid {}", peer.uid)),
+            Self::Remove => spool.remove(id),
+        }
+    }
+
+    const fn done(self) -> &'static str {
+        match self {
+            Self::Hold(_) => "held",
+            Self::Release(_) => "released",
+            Self::Remove => "removed",
+        }
+    }
+}
+
+/// Changes messages and says for which of them the change is durable.
+async fn change(
     stream: &mut UnixStream,
     owner: &Arc<Owner>,
     selection: Selection,
+    change: Change,
 ) -> io::Result<()> {
     for id in selected_ids(owner, selection).await? {
-        let removed = match owner.spool.remove(id) {
+        let changed = match change.begin(&owner.spool, id) {
             Ok(ticket) => ticket.await.map(|_| ()),
             Err(error) => Err(error),
         };
-        match removed {
-            Ok(()) => send(stream, &[Frame::Text(format!("{id} removed"))]).await?,
+        match changed {
+            Ok(()) => send(stream, &[Frame::Text(format!("{id} {}", change.done()))]).await?,
             Err(SpoolError::NotFound(_)) => {}
             Err(error) => {
                 let failure = Frame::error(ExitCode::TempFail, error.to_string());

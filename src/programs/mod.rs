@@ -5,4 +5,5 @@
 
 pub mod background;
 pub mod mailq;
+pub mod open_spool;
 pub mod run_file;
