@@ -12,6 +12,7 @@
 //! A module imports lower floors only, as far as the table in ARCHITECTURE.md grants it; `tests/tidy.rs` checks that.
 
 pub mod address;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
