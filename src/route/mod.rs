@@ -11,11 +11,240 @@
 //!
 //! Sources: sendmail(8), aliases(5), MAPS.md section 11 for the keys that are tried, RFC 5321 3.4 and 4.5.1.
 
-use std::net::IpAddr;
+mod access;
+mod class;
+mod expand;
+mod resolve;
+mod table;
+mod target;
+mod verify;
 
-use crate::address::Domain;
+pub use class::CLASS_BYTES_MAX;
+pub use expand::{EXPANSION_MAX, Taken};
+pub use table::Table;
+pub use target::{TARGETS_MAX, Target};
+
+use std::collections::HashSet;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use diligence_maps::MapSpec;
+
+use crate::address::{Address, Domain};
+use crate::config::RouteOptions;
+use crate::config::host::HostName;
 use crate::envelope::Recipient;
-use crate::status::{Reply, Status};
+use crate::status::{Reply, Status, Verdict};
+use crate::users::Users;
+use class::Class;
+
+/// Tells the log something that an operator should know; a line without a queue id. Must not block for long.
+pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What went wrong with a lookup, or with a class file at the start.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// A class file is there and can't be read.
+    #[error("{}: {source}", path.display())]
+    Class {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A map's specification can't be used.
+    #[error("{spec}: {source}")]
+    Spec {
+        /// As configured.
+        spec: String,
+        /// What is wrong with it.
+        source: diligence_maps::SpecError,
+    },
+    /// A map or the user database did not answer.
+    #[error("{table}: {detail}")]
+    Lookup {
+        /// Its name.
+        table: String,
+        /// What it said.
+        detail: String,
+    },
+}
+
+impl RouteError {
+    /// Trouble of ours: always temporary (I9).
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
+        Verdict::Temporary
+    }
+}
+
+/// What a [`Router`] is made of.
+pub struct RouterParts {
+    /// Files, limits and the smart host.
+    pub options: RouteOptions,
+    /// The names of this host.
+    pub host: HostName,
+    /// The addresses of this host's interfaces: literals such as `[192.0.2.1]` are this host.
+    pub addresses: Vec<IpAddr>,
+    /// The users of this host.
+    pub users: Arc<Users>,
+    /// The alias maps, in the order in which they are asked.
+    pub aliases: Vec<Table>,
+    /// The access map.
+    pub access: Option<Table>,
+    /// The log.
+    pub notice: Notice,
+}
+
+impl RouterParts {
+    /// The parts that the configuration asks for. Maps that can't be opened yet answer with trouble until they can.
+    ///
+    /// Blocks: disk, and for a program that is rebuilding a map.
+    ///
+    /// # Errors
+    /// [`RouteError::Spec`] if a map's specification can't be used.
+    pub fn new(
+        options: &RouteOptions,
+        host: HostName,
+        addresses: Vec<IpAddr>,
+        users: Arc<Users>,
+        notice: Notice,
+    ) -> Result<Self, RouteError> {
+        let of = |text: &str, parsed: Result<MapSpec, diligence_maps::SpecError>| {
+            parsed
+                .map(|spec| Table::of_map(spec, &notice))
+                .map_err(|source| RouteError::Spec {
+                    spec: text.to_owned(),
+                    source,
+                })
+        };
+        let aliases = options
+            .alias_files
+            .iter()
+            .map(|text| of(text, MapSpec::parse_alias(text)))
+            .collect::<Result<_, _>>()?;
+        let access = match &options.access_db {
+            Some(text) => Some(of(text, MapSpec::parse(text))?),
+            None => None,
+        };
+        Ok(Self {
+            options: options.clone(),
+            host,
+            addresses,
+            users,
+            aliases,
+            access,
+            notice,
+        })
+    }
+}
+
+/// Decides who may send and where recipients go. Shared as an `Arc`.
+pub struct Router {
+    options: RouteOptions,
+    host_name: String,
+    /// The host's own names and literals, in lower case.
+    own_names: HashSet<String>,
+    local_host_names: Class,
+    relay_domains: Class,
+    users: Arc<Users>,
+    aliases: Vec<Table>,
+    access: Option<Table>,
+    notice: Notice,
+}
+
+impl Router {
+    /// Reads the class files. A host name without a domain is used as it is, and the log is told. Blocks: disk.
+    ///
+    /// # Errors
+    /// [`RouteError::Class`] if a class file is there and can't be read.
+    pub fn new(parts: RouterParts) -> Result<Self, RouteError> {
+        let RouterParts {
+            options,
+            host,
+            addresses,
+            users,
+            aliases,
+            access,
+            notice,
+        } = parts;
+        if !host.is_qualified() {
+            notice(&format!(
+                "My unqualified host name ({}) unknown; using it as it is",
+                host.full
+            ));
+        }
+        let mut own_names: HashSet<String> = host
+            .aliases
+            .iter()
+            .map(|name| name.to_ascii_lowercase())
+            .collect();
+        own_names.insert(host.full.to_ascii_lowercase());
+        own_names.insert(host.short().to_ascii_lowercase());
+        own_names.insert("localhost".to_owned());
+        let loopback = [
+            IpAddr::from([127, 0, 0, 1]),
+            IpAddr::from(std::net::Ipv6Addr::LOCALHOST),
+        ];
+        for address in addresses.into_iter().chain(loopback) {
+            own_names.insert(literal(address));
+        }
+        Ok(Self {
+            local_host_names: Class::open(&options.local_host_names, Arc::clone(&notice))?,
+            relay_domains: Class::open(&options.relay_domains, Arc::clone(&notice))?,
+            options,
+            host_name: host.full,
+            own_names,
+            users,
+            aliases,
+            access,
+            notice,
+        })
+    }
+
+    /// This host's full name (Sendmail's `$j`).
+    #[must_use]
+    pub fn host_name(&self) -> &str {
+        &self.host_name
+    }
+
+    /// Whether mail for this address is for this host: it has no domain, or one of class `w`, or a literal address of
+    /// this host. Blocks: one `stat`.
+    #[must_use]
+    pub fn is_local(&self, address: &Address) -> bool {
+        address
+            .domain()
+            .is_none_or(|domain| self.is_own_domain(domain))
+    }
+
+    fn is_own_domain(&self, domain: &Domain) -> bool {
+        let folded = match bracketed(domain) {
+            Some(inner) => match inner.parse::<IpAddr>() {
+                Ok(address) => literal(address),
+                Err(_) => inner,
+            },
+            None => domain.folded(),
+        };
+        self.own_names.contains(&folded) || self.local_host_names.contains(&folded)
+    }
+}
+
+/// What stands between the brackets of a domain, in lower case and without `IPv6:`.
+fn bracketed(domain: &Domain) -> Option<String> {
+    let inner = domain.as_str().strip_prefix('[')?.strip_suffix(']')?;
+    let inner = inner.to_ascii_lowercase();
+    Some(match inner.strip_prefix("ipv6:") {
+        Some(six) => six.to_owned(),
+        None => inner,
+    })
+}
+
+/// An address as a literal to compare, IPv4 in IPv6 reduced to IPv4.
+fn literal(address: IpAddr) -> String {
+    format!("[{}]", address.to_canonical())
+}
 
 /// An SMTP client, as access rules see it.
 #[derive(Debug, Clone, PartialEq, Eq)]

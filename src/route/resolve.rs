@@ -1,0 +1,375 @@
+//! One recipient to its [`Route`].
+//!
+//! Here the order of decisions is fixed: percent and bang addresses of ours are unfolded, then the domain decides
+//! between this host and others; on this host aliases come first ([`super::expand`]), then users, then `user+detail`
+//! as `user`. Later tables (virtusertable, mailertable) join in [`Router::place`] and [`Router::remote`].
+//!
+//! A recipient that is the end of an expansion (it has a parent) is never looked up as an alias again: what was
+//! expanded and journaled stays as it is, whatever happens to the alias file meanwhile.
+//!
+//! Kinds of target that are not built (programs, files, `:include:`, `.forward`) are deferred with a reason that names
+//! them; they are never taken for users and never dropped. Blocks: as the tables and the user database do.
+
+#![deny(clippy::indexing_slicing)]
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+
+use super::table::first_of;
+use super::target::{Target, quote_local};
+use super::{Hop, Route, RouteError, Router, Taken, bracketed};
+use crate::address::{Address, Domain, ReversePath};
+use crate::config::Remote;
+use crate::config::endpoint::SMTP_PORT;
+use crate::envelope::{ControllingUser, Recipient};
+use crate::status::Status;
+use crate::users::User;
+
+/// How often `user%host@us` and `host!user` are unfolded.
+const UNFOLDINGS_MAX: usize = 10;
+/// 4.3.0, other mail system status: trouble of ours.
+const TROUBLE: Status = Status::new(4, 3, 0);
+/// 4.3.5, system incorrectly configured: what an operator has to change.
+const NOT_BUILT: Status = Status::new(4, 3, 5);
+/// 5.4.6, routing loop detected.
+pub(super) const LOOP: Status = Status::new(5, 4, 6);
+/// What log and reports say of a loop.
+pub(super) const LOOP_TEXT: &str = "aliasing/forwarding loop broken";
+/// Sendmail's text for a recipient that does not exist.
+pub(super) const UNKNOWN_TEXT: &str = "User unknown";
+
+/// Where an address points to.
+pub(super) enum Place {
+    /// A mailbox name of this host, without quotes.
+    Here(String),
+    /// Another host.
+    Elsewhere(Address),
+}
+
+impl Router {
+    /// Decides what is to be done with one recipient of a message.
+    ///
+    /// `taken` holds the recipients of the message that are settled; what this recipient leads to is added. Ask for
+    /// the recipients of a message in the order of their ids, after adding those that are final already
+    /// ([`Taken::note`]). A recipient that is there already gives an empty [`Route::Expand`].
+    ///
+    /// Blocks: as maps and the user database do.
+    #[must_use]
+    pub fn resolve(&self, recipient: &Recipient, taken: &mut Taken) -> Route {
+        match self.try_resolve(recipient, taken) {
+            Ok(route) => route,
+            Err(error) => Route::Deferred {
+                status: TROUBLE,
+                text: error.to_string(),
+            },
+        }
+    }
+
+    fn try_resolve(&self, recipient: &Recipient, taken: &mut Taken) -> Result<Route, RouteError> {
+        let target = Target::parse(&recipient.target);
+        if recipient.parent.is_none() {
+            let direct = match &target {
+                Target::Program(_) => Some("programs"),
+                Target::File(_) => Some("files"),
+                Target::Include(_) => Some(":include:s"),
+                _ => None,
+            };
+            if let Some(kind) = direct {
+                return Ok(Route::Failed {
+                    status: Status::new(5, 7, 1),
+                    text: format!("Cannot mail directly to {kind}"),
+                });
+            }
+            if let Target::Address(address) = &target
+                && let Place::Here(local) = self.place(address)
+                && let Some(route) = self.expand(&local, recipient, taken)?
+            {
+                return Ok(route);
+            }
+        }
+        let route = self.end(&target)?;
+        let is_there = matches!(
+            route,
+            Route::Local { .. } | Route::Smtp { .. } | Route::Hold { .. }
+        );
+        if is_there && !taken.take(self.key(&target)) {
+            return Ok(Route::Expand {
+                children: Vec::new(),
+                shown: "duplicate suppressed".to_owned(),
+            });
+        }
+        Ok(route)
+    }
+
+    /// The route of a target that is no alias.
+    pub(super) fn end(&self, target: &Target) -> Result<Route, RouteError> {
+        let not_built = |what: &str| Route::Deferred {
+            status: NOT_BUILT,
+            text: format!("{what} is not built in: {}", target.to_text()),
+        };
+        Ok(match target {
+            Target::Address(address) => match self.place(address) {
+                Place::Here(local) => self.mailbox(&local, true)?,
+                Place::Elsewhere(address) => self.guarded(self.remote(&address)),
+            },
+            Target::Mailbox(user) => self.mailbox(user, false)?,
+            Target::Program(_) => not_built("delivery to programs"),
+            Target::File(_) => not_built("delivery to files"),
+            Target::Include(_) => not_built(":include:"),
+            Target::Invalid(_) => Route::Failed {
+                status: Status::NO_USER,
+                text: UNKNOWN_TEXT.to_owned(),
+            },
+        })
+    }
+
+    /// Whether an address is of this host, percent and bang forms unfolded as Sendmail does: `user%host@us` and
+    /// `host!user` mean `user@host`. Every decision on relaying is made on the result, so that they open no relay.
+    pub(super) fn place(&self, address: &Address) -> Place {
+        let mut address = address.clone();
+        for _ in 0..UNFOLDINGS_MAX {
+            if !self.is_local(&address) {
+                return Place::Elsewhere(address);
+            }
+            let local = address.local();
+            if local.starts_with('"') {
+                break;
+            }
+            let unfolded = match (local.rsplit_once('%'), local.split_once('!')) {
+                (Some((user, host)), _) | (None, Some((host, user))) if !user.is_empty() => {
+                    Domain::parse(host)
+                        .ok()
+                        .map(|domain| Address::from_parts(user, Some(domain)))
+                }
+                _ => None,
+            };
+            match unfolded {
+                Some(inner) => address = inner,
+                None => break,
+            }
+        }
+        Place::Here(address.local_unquoted())
+    }
+
+    /// What makes two targets the same recipient.
+    pub(super) fn key(&self, target: &Target) -> String {
+        match target {
+            Target::Address(address) => match self.place(address) {
+                Place::Here(local) => local_key(&local),
+                Place::Elsewhere(address) => {
+                    let domain = address.domain().map(Domain::folded).unwrap_or_default();
+                    format!("{}@{domain}", address.local())
+                }
+            },
+            Target::Mailbox(user) => local_key(user),
+            other => other.to_text(),
+        }
+    }
+
+    /// The value of an alias: of `user+detail`, `user+*`, `user`, in this order (MAPS 11).
+    pub(super) fn alias(&self, folded: &str) -> Result<Option<String>, RouteError> {
+        let mut keys = vec![quote_local(folded)];
+        if let Some((user, _)) = plussed(folded) {
+            keys.push(quote_local(&format!("{user}+*")));
+            keys.push(quote_local(user));
+        }
+        for key in keys {
+            if let Some(value) = first_of(&self.aliases, &key)? {
+                return Ok(Some(value));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The value of an alias, or of the built-in ones that RFC 5321 4.5.1 asks for: MAILER-DAEMON is postmaster, and
+    /// postmaster is root, unless an alias or a user says otherwise.
+    pub(super) fn alias_or_default(&self, folded: &str) -> Result<Option<String>, RouteError> {
+        if let Some(value) = self.alias(folded)? {
+            return Ok(Some(value));
+        }
+        let default = match folded {
+            "mailer-daemon" => "postmaster",
+            "postmaster" => "root",
+            _ => return Ok(None),
+        };
+        Ok(match self.find_user(folded)? {
+            Some(_) => None,
+            None => Some(default.to_owned()),
+        })
+    }
+
+    /// The user that a mailbox name means, and what stood after `+`.
+    pub(super) fn find_user(
+        &self,
+        local: &str,
+    ) -> Result<Option<(User, Option<String>)>, RouteError> {
+        if let Some(user) = self.user_named(local)? {
+            return Ok(Some((user, None)));
+        }
+        match plussed(local) {
+            Some((base, detail)) => Ok(self
+                .user_named(base)?
+                .map(|user| (user, Some(detail.to_owned())))),
+            None => Ok(None),
+        }
+    }
+
+    fn user_named(&self, name: &str) -> Result<Option<User>, RouteError> {
+        self.users.lookup(name).map_err(|error| RouteError::Lookup {
+            table: "users".to_owned(),
+            detail: error.to_string(),
+        })
+    }
+
+    /// The route to a mailbox of this host.
+    fn mailbox(&self, local: &str, may_forward: bool) -> Result<Route, RouteError> {
+        if let Some((user, detail)) = self.find_user(local)? {
+            if may_forward && let Some(path) = forward_file(&user)? {
+                return Ok(Route::Deferred {
+                    status: NOT_BUILT,
+                    text: format!("forwarding is not built in: {path}"),
+                });
+            }
+            return Ok(Route::Local {
+                user: user.name,
+                detail,
+            });
+        }
+        let folded = local.to_lowercase();
+        if folded == "root" {
+            return Ok(Route::Deferred {
+                status: NOT_BUILT,
+                text: "no user root to deliver postmaster's mail to".to_owned(),
+            });
+        }
+        // The end of an expansion that names an alias is where a loop was broken; `\user` names no alias.
+        let is_loop = may_forward && self.alias_or_default(&folded)?.is_some();
+        let (status, text) = if is_loop {
+            (LOOP, LOOP_TEXT)
+        } else {
+            (Status::NO_USER, UNKNOWN_TEXT)
+        };
+        Ok(Route::Failed {
+            status,
+            text: text.to_owned(),
+        })
+    }
+
+    /// The route to another host, whether or not it may be contacted.
+    pub(super) fn remote(&self, address: &Address) -> Route {
+        let wire = address.to_string();
+        if let Some(host) = &self.options.smart_host {
+            let port = (host.port != SMTP_PORT).then_some(host.port);
+            // MX records lead to port 25; a host with a port of its own is meant itself.
+            let hop = match Domain::parse(&host.host) {
+                Ok(domain) if !host.is_mx_skipped && port.is_none() => Hop::Mx(domain),
+                _ => Hop::Host {
+                    name: match host.address() {
+                        Some(IpAddr::V4(four)) => format!("[{four}]"),
+                        Some(IpAddr::V6(six)) => format!("[IPv6:{six}]"),
+                        None => host.host.clone(),
+                    },
+                    port,
+                },
+            };
+            return Route::Smtp {
+                is_relay: true,
+                hop,
+                address: wire,
+            };
+        }
+        let Some(domain) = address.domain() else {
+            return Route::Failed {
+                status: Status::NO_USER,
+                text: UNKNOWN_TEXT.to_owned(),
+            };
+        };
+        let hop = match bracketed(domain) {
+            Some(inner) if inner.parse::<IpAddr>().is_err() => Hop::Host {
+                name: inner,
+                port: None,
+            },
+            Some(_) => Hop::Host {
+                name: domain.as_str().to_owned(),
+                port: None,
+            },
+            None => Hop::Mx(domain.clone()),
+        };
+        Route::Smtp {
+            is_relay: false,
+            hop,
+            address: wire,
+        }
+    }
+
+    /// Keeps mail in the queue that would leave a sandbox. A smart host is the operator's word that it may.
+    fn guarded(&self, route: Route) -> Route {
+        let Route::Smtp {
+            is_relay: false,
+            hop,
+            ..
+        } = &route
+        else {
+            return route;
+        };
+        let is_loopback = match hop {
+            Hop::Mx(_) => false,
+            Hop::Host { name, .. } => Domain::parse(name)
+                .ok()
+                .and_then(|domain| bracketed(&domain))
+                .and_then(|inner| inner.parse::<IpAddr>().ok())
+                .is_some_and(|address| address.to_canonical().is_loopback()),
+        };
+        if self.options.remote == Remote::Allowed || is_loopback {
+            return route;
+        }
+        Route::Hold {
+            reason: "no other host is contacted from this sandbox; set smart_host or remote = true"
+                .to_owned(),
+        }
+    }
+
+    /// The local user that an envelope's sender is, if it is one: whose name `ctladdr` in the log has. Blocks: as the
+    /// user database does; trouble there gives `None`, as nothing but a log field depends on it.
+    #[must_use]
+    pub fn controlling_user(&self, sender: &ReversePath) -> Option<ControllingUser> {
+        let address = sender.address()?;
+        let Place::Here(local) = self.place(address) else {
+            return None;
+        };
+        let (user, _) = self.find_user(&local).ok()??;
+        Some(ControllingUser {
+            name: sender.to_string(),
+            uid: user.uid,
+            gid: user.gid,
+        })
+    }
+}
+
+/// `user` and `detail` of `user+detail`.
+fn plussed(local: &str) -> Option<(&str, &str)> {
+    local.split_once('+').filter(|(user, _)| !user.is_empty())
+}
+
+fn local_key(local: &str) -> String {
+    // Other keys have an `@`, or begin with what no local key begins with.
+    format!("={}", local.to_lowercase())
+}
+
+/// The path of a user's `.forward`, if there is one. What may not be looked at counts as not there, as in Sendmail.
+fn forward_file(user: &User) -> Result<Option<String>, RouteError> {
+    let path = user.home.join(".forward");
+    match fs::symlink_metadata(&path) {
+        Ok(_) => Ok(Some(path.display().to_string())),
+        Err(error) => match error.kind() {
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::PermissionDenied => Ok(None),
+            _ => Err(RouteError::Lookup {
+                table: path.display().to_string(),
+                detail: error.to_string(),
+            }),
+        },
+    }
+}

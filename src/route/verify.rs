@@ -1,0 +1,247 @@
+//! What people are told about addresses: VRFY, EXPN and `sendmail -bv`.
+//!
+//! VRFY looks one step far, as RCPT does; EXPN and `-bv` follow aliases to their ends. Lines and order are Sendmail's:
+//! the targets of an alias come last first. Blocks: as maps and the user database do. Source: RFC 5321 3.5,
+//! sendmail(8) -bv.
+
+#![deny(clippy::indexing_slicing)]
+
+use super::access::trouble;
+use super::resolve::{LOOP, Place, UNKNOWN_TEXT};
+use super::target::{Target, quote_local, split};
+use super::{Hop, Route, RouteError, Router, Taken, Verified};
+use crate::address::Address;
+use crate::envelope::{Recipient, RecipientId};
+use crate::status::{ExitCode, Reply, Status};
+
+impl Router {
+    /// Whether an address exists: VRFY. Angle brackets are optional.
+    ///
+    /// # Errors
+    /// The answer to give instead: 550 if there is surely no such user, 451 if a lookup did not work.
+    pub fn verify(&self, text: &str) -> Result<Verified, Reply> {
+        let bare = unbracketed(text);
+        let unknown = || Reply::new(550, Status::NO_USER, format!("{text}... {UNKNOWN_TEXT}"));
+        let address = Address::parse(bare).map_err(|_| unknown())?;
+        match self.place(&address) {
+            Place::Elsewhere(address) => Ok(Verified {
+                address: address.to_string(),
+                is_remote: true,
+            }),
+            Place::Here(local) => {
+                if self
+                    .is_known(&local)
+                    .map_err(|error| self.lookup_trouble(&error))?
+                {
+                    Ok(Verified {
+                        address: format!("{}@{}", quote_local(&local), self.host_name),
+                        is_remote: false,
+                    })
+                } else {
+                    Err(unknown())
+                }
+            }
+        }
+    }
+
+    /// The ends of an alias, each as EXPN lists it: `<alice@host.example.test>`.
+    ///
+    /// # Errors
+    /// The answer to give instead: 550 no such user, 554 a loop, 451 if a lookup did not work.
+    pub fn expand_shown(&self, text: &str) -> Result<Vec<String>, Reply> {
+        let unknown = || Reply::new(550, Status::NO_USER, format!("{text}... {UNKNOWN_TEXT}"));
+        let address = Address::parse(unbracketed(text)).map_err(|_| unknown())?;
+        let local = match self.place(&address) {
+            Place::Elsewhere(address) => return Ok(vec![format!("<{address}>")]),
+            Place::Here(local) => local,
+        };
+        let wrap = |error: RouteError| self.lookup_trouble(&error);
+        let Some(ends) = self.ends_of(&local, &mut Taken::new()).map_err(wrap)? else {
+            return if self.find_user(&local).map_err(wrap)?.is_some() {
+                Ok(vec![format!(
+                    "<{}@{}>",
+                    quote_local(&local),
+                    self.host_name
+                )])
+            } else {
+                Err(unknown())
+            };
+        };
+        if ends.targets.is_empty() {
+            let text = ends.broken.unwrap_or_else(|| UNKNOWN_TEXT.to_owned());
+            return Err(Reply::new(554, LOOP, text));
+        }
+        Ok(ends.targets.iter().map(|end| self.end_shown(end)).collect())
+    }
+
+    fn end_shown(&self, end: &Target) -> String {
+        match end {
+            Target::Address(address) => match self.place(address) {
+                Place::Here(local) => format!("<{}@{}>", quote_local(&local), self.host_name),
+                Place::Elsewhere(address) => format!("<{address}>"),
+            },
+            Target::Mailbox(user) => format!("<{}@{}>", quote_local(user), self.host_name),
+            Target::Program(command) => format!("<\"|{command}\">"),
+            other => format!("<{}>", other.to_text()),
+        }
+    }
+
+    /// The lines that `sendmail -bv` prints for one argument, and what it ends with. With `is_verbose` the aliases
+    /// that are followed are told, too.
+    #[must_use]
+    pub fn verify_lines(&self, argument: &str, is_verbose: bool) -> (Vec<String>, ExitCode) {
+        let mut lines = Vec::new();
+        let mut code = ExitCode::Ok;
+        let mut taken = Taken::new();
+        let arguments = split(argument).unwrap_or_default();
+        for text in arguments.into_iter().rev() {
+            self.verify_one(text, is_verbose, &mut taken, &mut lines, &mut code);
+        }
+        if lines.is_empty() && code == ExitCode::Ok {
+            lines.push(format!("{argument}... {UNKNOWN_TEXT}"));
+            code = ExitCode::NoUser;
+        }
+        (lines, code)
+    }
+
+    fn verify_one(
+        &self,
+        text: &str,
+        is_verbose: bool,
+        taken: &mut Taken,
+        lines: &mut Vec<String>,
+        code: &mut ExitCode,
+    ) {
+        let target = Target::parse(text);
+        if let Target::Address(address) = &target
+            && let Place::Here(local) = self.place(address)
+        {
+            match self.ends_of(&local, taken) {
+                Ok(Some(ends)) => {
+                    if is_verbose {
+                        lines.extend(ends.steps);
+                    }
+                    if let Some(broken) = ends.broken {
+                        lines.push(broken);
+                        *code = ExitCode::Usage;
+                    }
+                    for end in &ends.targets {
+                        self.verify_end(&end.to_text(), end, lines, code);
+                    }
+                    return;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    lines.push(format!("{text}... Deferred: {error}"));
+                    *code = ExitCode::TempFail;
+                    return;
+                }
+            }
+        }
+        if let Target::Program(_) | Target::File(_) | Target::Include(_) = &target {
+            // Refused when it is no end of an alias; the words are resolve's.
+            if let Route::Failed { text: why, .. } =
+                self.resolve(&Recipient::new(text), &mut Taken::new())
+            {
+                lines.push(format!("{text}... {why}"));
+                *code = ExitCode::Usage;
+            }
+            return;
+        }
+        if taken.take(self.key(&target)) {
+            self.verify_end(text, &target, lines, code);
+        }
+    }
+
+    fn verify_end(
+        &self,
+        text: &str,
+        target: &Target,
+        lines: &mut Vec<String>,
+        code: &mut ExitCode,
+    ) {
+        let route = match target {
+            // Where it would go is asked, not whether the sandbox lets it.
+            Target::Address(address) => match self.place(address) {
+                Place::Elsewhere(address) => Ok(self.remote(&address)),
+                Place::Here(_) => self.end(target),
+            },
+            _ => self.end(target),
+        };
+        let line = match route {
+            Ok(Route::Local { user, detail }) => {
+                let host = detail.filter(|d| !d.is_empty());
+                let host = host.map_or(String::new(), |detail| format!(" host {detail},"));
+                format!("{text}... deliverable: mailer local,{host} user {user}")
+            }
+            Ok(Route::Smtp {
+                is_relay,
+                hop,
+                address,
+            }) => {
+                let mailer = if is_relay { "relay" } else { "esmtp" };
+                let host = match hop {
+                    Hop::Mx(domain) => domain.to_string(),
+                    Hop::Host { name, .. } => name,
+                };
+                format!("{text}... deliverable: mailer {mailer}, host {host}, user {address}")
+            }
+            Ok(Route::Failed { status, text: why }) => {
+                *code = if status == Status::NO_USER {
+                    ExitCode::NoUser
+                } else {
+                    ExitCode::Usage
+                };
+                format!("{text}... {why}")
+            }
+            Ok(Route::Deferred { text: why, .. } | Route::Hold { reason: why }) => {
+                *code = ExitCode::TempFail;
+                format!("{text}... Deferred: {why}")
+            }
+            Ok(Route::Expand { shown, .. }) => format!("{text}... {shown}"),
+            Err(error) => {
+                *code = ExitCode::TempFail;
+                format!("{text}... Deferred: {error}")
+            }
+        };
+        lines.push(line);
+    }
+
+    /// Whether RCPT and VRFY take a mailbox name of this host.
+    pub(super) fn is_known(&self, local: &str) -> Result<bool, RouteError> {
+        if self.alias_or_default(&local.to_lowercase())?.is_some() {
+            return Ok(true);
+        }
+        Ok(self.find_user(local)?.is_some())
+    }
+
+    /// The answer when a lookup did not work; the log is told what it was (I9).
+    pub(super) fn lookup_trouble(&self, error: &RouteError) -> Reply {
+        (self.notice)(&error.to_string());
+        trouble()
+    }
+}
+
+/// The end of an expansion as a recipient of the message, once its parent's id is known.
+impl Route {
+    /// The children of an expansion with their parent set; none for other routes.
+    #[must_use]
+    pub fn into_children(self, parent: RecipientId) -> Vec<Recipient> {
+        let Self::Expand { mut children, .. } = self else {
+            return Vec::new();
+        };
+        for child in &mut children {
+            child.parent = Some(parent);
+        }
+        children
+    }
+}
+
+/// Text without one pair of angle brackets.
+fn unbracketed(text: &str) -> &str {
+    let text = text.trim();
+    text.strip_prefix('<')
+        .and_then(|inner| inner.strip_suffix('>'))
+        .unwrap_or(text)
+        .trim()
+}
