@@ -5,7 +5,7 @@
 //! may forget: leases, and due times moved by a queue run. Due times are kept on the monotonic clock, so that a step
 //! of the wall clock moves nothing (S12). Never blocks; the owner guards it with a lock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use super::format::{BatchNumber, FrameHeader, Kind, Lsn, SegmentNumber};
@@ -93,6 +93,8 @@ pub(super) struct Index {
     pins: HashMap<SegmentNumber, u64>,
     /// Marks of drop files absorbed whose removal may not be durable yet (SPOOL 9).
     drop_marks: HashMap<u64, MessageId>,
+    /// Messages of those drop files: not to be attempted before the removal is durable.
+    parked: HashSet<MessageId>,
     /// Longest time into the future that a due time read from disk is believed.
     due_ahead_max: Duration,
     /// All frames up to this one are applied, and durable.
@@ -182,10 +184,18 @@ impl Index {
     pub(super) fn insert(&mut self, id: MessageId, entry: Entry) {
         self.take_out(id);
         self.pin_entry(&entry);
-        let (is_held, due) = (entry.is_held, entry.due);
         self.entries.insert(id, entry);
-        if !is_held && !self.claims.contains_key(&id) {
-            self.due.insert((due, id));
+        self.make_due(id);
+    }
+
+    /// Puts a message among the due ones, at its due time, unless something keeps it back.
+    fn make_due(&mut self, id: MessageId) {
+        if let Some(entry) = self.entries.get(&id)
+            && !entry.is_held
+            && !self.claims.contains_key(&id)
+            && !self.parked.contains(&id)
+        {
+            self.due.insert((entry.due, id));
         }
     }
 
@@ -210,9 +220,8 @@ impl Index {
             Kind::Envelope => {
                 let facts = record::envelope_facts(payload)?;
                 let count = usize::try_from(facts.recipients).map_err(|_| Malformed("envelope"))?;
-                let drop_mark = record::decode_envelope(payload)?.arrival.drop_mark;
-                if drop_mark != 0 {
-                    self.drop_marks.insert(drop_mark, id);
+                if facts.drop_mark != 0 {
+                    self.add_drop_mark(facts.drop_mark, id);
                 }
                 self.insert(
                     id,
@@ -275,8 +284,8 @@ impl Index {
                 }
                 if is_held {
                     self.due.remove(&(due, id));
-                } else if !self.claims.contains_key(&id) {
-                    self.due.insert((due, id));
+                } else {
+                    self.make_due(id);
                 }
                 Ok(())
             }
@@ -318,9 +327,8 @@ impl Index {
         if is_pending {
             entry.due = due;
         }
-        let (new_due, is_held) = (entry.due, entry.is_held);
-        if self.due.remove(&(old_due, id)) && !is_held {
-            self.due.insert((new_due, id));
+        if self.due.remove(&(old_due, id)) {
+            self.make_due(id);
         }
         if is_pending {
             self.pin(place.segment);
@@ -347,9 +355,12 @@ impl Index {
         self.drop_marks.get(&mark).copied()
     }
 
-    /// Forgets a mark once the removal of its drop file is durable.
+    /// Forgets a mark once the removal of its drop file is durable; its message may then be attempted.
     pub(super) fn forget_drop_mark(&mut self, mark: u64) {
-        self.drop_marks.remove(&mark);
+        if let Some(id) = self.drop_marks.remove(&mark) {
+            self.parked.remove(&id);
+            self.make_due(id);
+        }
     }
 
     pub(super) fn drop_marks(&self) -> impl Iterator<Item = (u64, MessageId)> + '_ {
@@ -358,6 +369,9 @@ impl Index {
 
     pub(super) fn add_drop_mark(&mut self, mark: u64, id: MessageId) {
         self.drop_marks.insert(mark, id);
+        self.parked.insert(id);
+        let due = self.entries.get(&id).map(|entry| entry.due);
+        due.map(|due| self.due.remove(&(due, id)));
     }
 
     /// When the next message is due, or the next lease ends.
@@ -393,7 +407,7 @@ impl Index {
     ) -> Option<u64> {
         self.end_overdue_claims(now);
         let entry = self.entries.get(&id)?;
-        if entry.is_held || self.claims.contains_key(&id) {
+        if entry.is_held || self.claims.contains_key(&id) || self.parked.contains(&id) {
             return None;
         }
         self.due.remove(&(entry.due, id));
@@ -445,9 +459,7 @@ impl Index {
         if let Some(claim) = self.claims.remove(&id) {
             self.deadlines.remove(&(claim.deadline, id));
         }
-        if let Some(entry) = self.entries.get(&id).filter(|entry| !entry.is_held) {
-            self.due.insert((entry.due, id));
-        }
+        self.make_due(id);
     }
 
     /// Makes messages due now.

@@ -10,6 +10,7 @@
 
 mod checkpoint;
 mod content;
+pub mod drop_file;
 mod error;
 mod format;
 mod index;
@@ -17,6 +18,7 @@ mod journal;
 mod keeper;
 mod lease;
 mod options;
+pub mod reader;
 mod record;
 mod recovery;
 mod segment;
@@ -44,6 +46,7 @@ use format::Kind;
 use index::{Index, Now, Standing};
 use keeper::{Keeper, KeeperCalls};
 use record::{ExpansionRecord, OutcomeRecord};
+use recovery::Check;
 use segment::Segments;
 use storage::Storage;
 use transaction::{Commit, FrameIn, Submission, TicketState, Urgency, Waiting};
@@ -148,7 +151,7 @@ impl Spool {
             unix_ms: clock.unix_ms(),
             monotonic: clock.monotonic(),
         };
-        let found = recovery::load(&*storage, options.due_ahead_max, now)?;
+        let found = recovery::load(&*storage, options.due_ahead_max, now, Check::Everything)?;
         for name in &found.temporaries {
             storage
                 .unlink(name)
@@ -476,9 +479,19 @@ impl Spool {
         lock(&self.inner.index).absorbed(mark)
     }
 
-    /// Forgets a drop file's mark, once its removal is durable.
+    /// Marks of drop files whose messages wait until the removal of the file is known to be durable.
+    #[must_use]
+    pub fn drop_marks(&self) -> Vec<u64> {
+        lock(&self.inner.index)
+            .drop_marks()
+            .map(|(mark, _)| mark)
+            .collect()
+    }
+
+    /// Says that the removal of the drop file with this mark is durable: its message may now be attempted.
     pub fn forget_drop_mark(&self, mark: u64) {
         lock(&self.inner.index).forget_drop_mark(mark);
+        self.inner.wake();
     }
 
     /// Counters.

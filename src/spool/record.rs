@@ -4,7 +4,7 @@
 //! byte 0 or 1 and the value. Lengths are checked against what is there before anything is allocated.
 //!
 //! Envelope: version, 3 bytes 0, number of recipients (u32), content bytes (u64), arrival in Unix ms (u64), flags
-//! (u32: 1 quarantined), then the fields in the order of [`encode_envelope`], and last, as only the writer knows them,
+//! (u32: 1 quarantined), mark of the drop file (u64), then the fields in the order of [`encode_envelope`], and last, as only the writer knows them,
 //! the extents: for each chunk segment (u64), offset of the frame header (u64), payload length (u32); then their
 //! number (u32).
 
@@ -39,6 +39,8 @@ pub(super) struct EnvelopeFacts {
     pub(super) arrival_unix_ms: u64,
     pub(super) is_quarantined: bool,
     pub(super) first_segment: Option<SegmentNumber>,
+    /// Mark of the drop file it came from; 0 if none.
+    pub(super) drop_mark: u64,
 }
 
 /// A payload that can't be what was written.
@@ -197,7 +199,7 @@ fn get_recipient(from: &mut In<'_>) -> Result<Recipient, Malformed> {
     })
 }
 
-const FACTS_BYTES: usize = 28;
+const FACTS_BYTES: usize = 36;
 const FLAG_QUARANTINED: u32 = 1;
 
 /// Everything of an envelope payload but the extents, which the writer appends with [`append_extents`].
@@ -214,6 +216,7 @@ pub(super) fn encode_envelope(envelope: &Envelope, content_bytes: u64) -> Vec<u8
     } else {
         0
     });
+    out.u64(envelope.arrival.drop_mark);
     out.option(envelope.reverse_path.address(), |out, address| {
         out.string(&address.to_string())
     });
@@ -239,7 +242,6 @@ pub(super) fn encode_envelope(envelope: &Envelope, content_bytes: u64) -> Vec<u8
     });
     out.option(arrival.submitter.as_ref(), put_user);
     out.string(&arrival.message_id_field);
-    out.u64(arrival.drop_mark);
     out.u64(envelope.body_bytes);
     out.option(envelope.quarantine.as_deref(), Out::string);
     for recipient in &envelope.recipients {
@@ -297,6 +299,7 @@ pub(super) fn envelope_facts(payload: &[u8]) -> Result<EnvelopeFacts, Malformed>
             .chunks_exact(EXTENT_BYTES)
             .filter_map(|e| u64_at(e, 0))
             .min(),
+        drop_mark: u64_at(head, 28).ok_or(bad)?,
     })
 }
 
@@ -355,7 +358,7 @@ pub(super) fn decode_envelope(payload: &[u8]) -> Result<Envelope, Malformed> {
         },
         submitter: from.option(get_user)?,
         message_id_field: from.string()?,
-        drop_mark: from.u64()?,
+        drop_mark: facts.drop_mark,
     };
     let body_bytes = from.u64()?;
     let quarantine = from.option(In::string)?;

@@ -1,0 +1,685 @@
+//! Drop files: how a process that may not, or need not, open the spool hands a message to the one that owns it (SPOOL 9).
+//!
+//! One message is one file in a folder of the client queue: a segment header (number 0) and one batch. The submitter
+//! writes `tmp-R`, syncs it, renames it to `drop-MARK`, syncs the folder; only then has it accepted the message. Its
+//! cost does not depend on the queue, and no lock is shared with untrusted users.
+//!
+//! The owner of the queue takes such a file as hostile input: it opens it without following links, wants a regular
+//! file with one link and a bounded size, believes no length before it is checked, and takes the submitter from the
+//! file's owner and never from its content. Order, so that a message is never lost and never accepted twice:
+//!
+//! ```text
+//! commit with the mark in the envelope -> durable    a crash before: the file is still there, nothing else
+//! unlink, sync the folder                            a crash before: the mark is known, the file is removed only
+//! forget the mark: the message may be attempted      a crash before: as if it had been attempted later
+//! ```
+//!
+//! All calls block on the disk.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+use super::format::{
+    BATCH_HEADER_BYTES, BatchHeader, FIRST_BATCH_OFFSET, FRAME_HEADER_BYTES, FrameHeader, Kind,
+    SegmentHeader, frame_bytes, round_to_block,
+};
+use super::record::{self, Extent};
+use super::segment::number_in_name;
+use super::{CHUNK_BYTES_MAX, Spool, SpoolError};
+use crate::envelope::{ControllingUser, Envelope, MessageId};
+use crate::status::Verdict;
+
+/// Largest control data believed in a drop file: the envelope with all its recipients.
+const ENVELOPE_BYTES_MAX: u32 = 16 << 20;
+/// Most frames believed in one: 4 GiB of content.
+const FRAMES_MAX: u32 = 16 << 10;
+
+/// What can be wrong with a drop file.
+#[derive(Debug, thiserror::Error)]
+pub enum DropError {
+    /// It is not what a submitter of ours writes. Permanent.
+    #[error("{name}: {detail}")]
+    Bad {
+        /// The file's name.
+        name: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// It can't be read or removed now. Temporary.
+    #[error("{name}: {source}")]
+    Io {
+        /// The file's name.
+        name: String,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The spool does not take it now. Temporary unless it is too large.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+impl DropError {
+    /// Whether it may pass by itself.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Self::Bad { .. } => Verdict::Permanent,
+            Self::Io { .. } => Verdict::Temporary,
+            Self::Spool(error) => error.verdict(),
+        }
+    }
+}
+
+/// Writes a message into a drop folder.
+///
+/// `message_id` is what the submitter logged; it is shown in listings and is not kept once the message is absorbed.
+///
+/// # Errors
+/// [`SpoolError::Io`], [`SpoolError::Full`], [`SpoolError::TooLarge`] (4 GiB); nothing is left behind then.
+/// # Durability
+/// On `Ok` the file and its name are synced. Returns the mark.
+pub fn write(
+    folder: &Path,
+    message_id: MessageId,
+    envelope: &Envelope,
+    content: &mut dyn Read,
+) -> Result<u64, SpoolError> {
+    let mut random = [0; 16];
+    while rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        != Ok(random.len())
+    {}
+    let (mark, salt) = random.split_at(8);
+    let number = |bytes: &[u8]| bytes.try_into().map(u64::from_le_bytes).unwrap_or_default();
+    // 0 means "no drop file" in envelopes.
+    let (mark, salt) = (number(mark).max(1), number(salt));
+    let temporary = folder.join(format!("tmp-{salt:016x}"));
+    let written = write_as(&temporary, mark, message_id, envelope, content)
+        .and_then(|file| publish(folder, &temporary, mark, &file));
+    match written {
+        Ok(()) => Ok(mark),
+        Err(error) => {
+            // The name may be gone already, or was never made; nobody relies on it.
+            let _ = std::fs::remove_file(&temporary);
+            Err(error)
+        }
+    }
+}
+
+fn write_as(
+    path: &Path,
+    mark: u64,
+    message_id: MessageId,
+    envelope: &Envelope,
+    content: &mut dyn Read,
+) -> Result<File, SpoolError> {
+    let name = path.display().to_string();
+    let fail = |operation| {
+        let name = name.clone();
+        move |e| SpoolError::io(operation, &name, e)
+    };
+    let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o440)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(fail("create"))?;
+    let mut at = BATCH_HEADER_BYTES as u64;
+    let mut headers = Vec::new();
+    let mut extents = Vec::new();
+    let mut content_bytes = 0;
+    let mut put = |kind, payload: &[u8], crc, at: &mut u64| -> Result<(), SpoolError> {
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+        let header = FrameHeader {
+            kind,
+            ordinal: 0,
+            length,
+            message: message_id,
+            transaction: 0,
+            payload_crc: crc,
+        };
+        let bytes = header.encode(mark);
+        headers.extend_from_slice(&bytes);
+        let mut frame = bytes.to_vec();
+        frame.extend_from_slice(payload);
+        frame.resize(frame_bytes(payload.len()), 0);
+        file.write_all_at(&frame, FIRST_BATCH_OFFSET + *at)
+            .map_err(fail("write"))?;
+        if kind == Kind::Content {
+            extents.push(Extent {
+                segment: 0,
+                offset: FIRST_BATCH_OFFSET + *at,
+                length,
+            });
+        }
+        *at += frame.len() as u64;
+        if *at > u64::from(u32::MAX) {
+            return Err(SpoolError::TooLarge {
+                what: "message",
+                bytes: *at,
+                limit: u64::from(u32::MAX),
+            });
+        }
+        Ok(())
+    };
+    let mut chunk = Vec::new();
+    loop {
+        chunk.clear();
+        Read::take(&mut *content, CHUNK_BYTES_MAX as u64)
+            .read_to_end(&mut chunk)
+            .map_err(fail("read"))?;
+        if chunk.is_empty() {
+            break;
+        }
+        content_bytes += chunk.len() as u64;
+        put(Kind::Content, &chunk, crc32fast::hash(&chunk), &mut at)?;
+    }
+    let mut payload = record::encode_envelope(envelope, content_bytes);
+    // The extents of a drop file are found by walking its frames; the envelope names none.
+    let crc = crc32fast::hash(&payload);
+    let crc = record::append_extents(&mut payload, crc, &[]);
+    put(Kind::Envelope, &payload, crc, &mut at)?;
+    let length = u32::try_from(at).unwrap_or(u32::MAX);
+    let mut batch = BatchHeader {
+        mark,
+        length,
+        checksum: 0,
+        number: 1,
+        durable: 0,
+        lsn: 1,
+        frames: u32::try_from(headers.len() / FRAME_HEADER_BYTES).unwrap_or(u32::MAX),
+        chain: 0,
+        wall_ms: envelope.arrival.unix_ms,
+        ids: 0,
+    };
+    batch.checksum = batch.checksum_over(&headers);
+    file.write_all_at(&batch.encode(), FIRST_BATCH_OFFSET)
+        .map_err(fail("write"))?;
+    let capacity = FIRST_BATCH_OFFSET + round_to_block(at);
+    let header = SegmentHeader {
+        number: 0,
+        mark,
+        lsn: 1,
+        batch: 1,
+        spool_id: [0; 16],
+        capacity,
+        wall_ms: envelope.arrival.unix_ms,
+        generation: 0,
+    }
+    .encode();
+    file.write_all_at(&[header.clone(), header].concat(), 0)
+        .map_err(fail("write"))?;
+    if capacity > FIRST_BATCH_OFFSET + at {
+        let padding = usize::try_from(capacity - FIRST_BATCH_OFFSET - at).unwrap_or(0);
+        file.write_all_at(&vec![0; padding], FIRST_BATCH_OFFSET + at)
+            .map_err(fail("write"))?;
+    }
+    file.sync_data().map_err(fail("sync"))?;
+    Ok(file)
+}
+
+fn publish(folder: &Path, temporary: &Path, mark: u64, file: &File) -> Result<(), SpoolError> {
+    let name = format!("drop-{mark:016x}");
+    std::fs::rename(temporary, folder.join(&name))
+        .map_err(|e| SpoolError::io("rename", &name, e))?;
+    match File::open(folder) {
+        Ok(handle) => handle
+            .sync_all()
+            .map_err(|e| SpoolError::io("sync", "drop folder", e)),
+        // The folder's mode (0730) lets submitters make files but not list them. A rename changes the file's own
+        // inode too, and syncing that commits the transaction of the file system which holds the new name.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => file
+            .sync_all()
+            .map_err(|e| SpoolError::io("sync", &name, e)),
+        Err(error) => Err(SpoolError::io("open", "drop folder", error)),
+    }
+}
+
+/// The names of the drop files in a folder; none if there is no folder.
+///
+/// # Errors
+/// The system's.
+pub fn list(folder: &Path) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        if let Ok(name) = entry?.file_name().into_string()
+            && number_in_name(&name, "drop-").is_some()
+        {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// A drop file that is as a submitter of ours writes it.
+pub struct Dropped {
+    /// Its mark.
+    pub mark: u64,
+    /// The id that the submitter logged; to be shown, not to be relied on.
+    pub message_id: MessageId,
+    /// The envelope; its submitter is the file's owner, by number.
+    pub envelope: Envelope,
+    /// Bytes of content.
+    pub content_bytes: u64,
+    name: String,
+    file: File,
+    chunks: Vec<(u64, FrameHeader)>,
+}
+
+/// Opens and verifies a drop file of at most `bytes_max` bytes.
+///
+/// # Errors
+/// [`DropError::Bad`], [`DropError::Io`].
+pub fn open(folder: &Path, name: &str, bytes_max: u64) -> Result<Dropped, DropError> {
+    let bad = |detail: &str| DropError::Bad {
+        name: name.to_owned(),
+        detail: detail.to_owned(),
+    };
+    let failed = |source| DropError::Io {
+        name: name.to_owned(),
+        source,
+    };
+    let mark = number_in_name(name, "drop-").ok_or_else(|| bad("not the name of a drop file"))?;
+    // NONBLOCK: opening a FIFO must not wait for a writer.
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
+    let file = match OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(folder.join(name))
+    {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return Err(bad("symbolic link"));
+        }
+        other => other.map_err(failed)?,
+    };
+    let meta = file.metadata().map_err(failed)?;
+    if !meta.is_file() {
+        return Err(bad("not a regular file"));
+    }
+    if meta.nlink() != 1 {
+        return Err(bad("more than one link"));
+    }
+    if meta.len() > bytes_max {
+        return Err(bad(&format!(
+            "{} bytes are more than the limit of {bytes_max}",
+            meta.len()
+        )));
+    }
+    let read = |at: u64, length: usize| -> Result<Vec<u8>, DropError> {
+        let mut bytes = vec![0; length];
+        match file.read_exact_at(&mut bytes, at) {
+            Ok(()) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(bad("cut off")),
+            Err(error) => Err(failed(error)),
+        }
+    };
+    let header = SegmentHeader::decode(&read(0, 4096)?).map_err(bad)?;
+    if header.mark != mark || header.number != 0 {
+        return Err(bad("mark differs from the file's name"));
+    }
+    if header.capacity != meta.len() {
+        return Err(bad("length differs from its header's"));
+    }
+    let batch = BatchHeader::decode(&read(FIRST_BATCH_OFFSET, BATCH_HEADER_BYTES)?)
+        .ok_or_else(|| bad("cut off"))?;
+    let length = u64::from(batch.length);
+    if batch.mark != mark || batch.frames > FRAMES_MAX || FIRST_BATCH_OFFSET + length > meta.len() {
+        return Err(bad("batch header"));
+    }
+    let mut at = BATCH_HEADER_BYTES as u64;
+    let mut headers = Vec::new();
+    let mut chunks = Vec::new();
+    let mut content_bytes = 0;
+    let mut found = None;
+    for _ in 0..batch.frames {
+        let bytes = read(FIRST_BATCH_OFFSET + at, FRAME_HEADER_BYTES)?;
+        let frame = FrameHeader::decode(&bytes, mark).map_err(bad)?;
+        headers.extend_from_slice(&bytes);
+        let start = FIRST_BATCH_OFFSET + at + FRAME_HEADER_BYTES as u64;
+        let payload = usize::try_from(frame.length).unwrap_or(usize::MAX);
+        match frame.kind {
+            Kind::Content if found.is_none() && payload <= CHUNK_BYTES_MAX => {
+                content_bytes += u64::from(frame.length);
+                chunks.push((start, frame));
+            }
+            Kind::Envelope if found.is_none() && frame.length <= ENVELOPE_BYTES_MAX => {
+                let bytes = read(start, payload)?;
+                if crc32fast::hash(&bytes) != frame.payload_crc {
+                    return Err(bad("envelope checksum"));
+                }
+                let facts = record::envelope_facts(&bytes).map_err(|e| bad(&e.to_string()))?;
+                if facts.content_bytes != content_bytes {
+                    return Err(bad("length of the content"));
+                }
+                let envelope = record::decode_envelope(&bytes).map_err(|e| bad(&e.to_string()))?;
+                found = Some((frame.message, envelope));
+            }
+            _ => return Err(bad("frame out of place")),
+        }
+        at += frame_bytes(payload) as u64;
+    }
+    let (message_id, mut envelope) = found.ok_or_else(|| bad("no envelope"))?;
+    if at != length || batch.checksum != batch.checksum_over(&headers) {
+        return Err(bad("batch checksum"));
+    }
+    if envelope.recipients.is_empty() {
+        return Err(bad("no recipient"));
+    }
+    for recipient in &mut envelope.recipients {
+        // Authority is never taken from the content.
+        recipient.controlling_user = None;
+        recipient.parent = None;
+    }
+    envelope.quarantine = None;
+    envelope.arrival.submitter = Some(ControllingUser {
+        name: meta.uid().to_string(),
+        uid: meta.uid(),
+        gid: meta.gid(),
+    });
+    envelope.arrival.drop_mark = mark;
+    Ok(Dropped {
+        mark,
+        message_id,
+        envelope,
+        content_bytes,
+        name: name.to_owned(),
+        file,
+        chunks,
+    })
+}
+
+impl Dropped {
+    /// Hands each verified chunk of the content to `take`.
+    ///
+    /// # Errors
+    /// [`DropError::Bad`], [`DropError::Io`], and those of `take`.
+    pub fn each_chunk(
+        &self,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), SpoolError>,
+    ) -> Result<(), DropError> {
+        for (at, frame) in &self.chunks {
+            let mut bytes = vec![0; usize::try_from(frame.length).unwrap_or(usize::MAX)];
+            self.file
+                .read_exact_at(&mut bytes, *at)
+                .map_err(|source| DropError::Io {
+                    name: self.name.clone(),
+                    source,
+                })?;
+            if crc32fast::hash(&bytes) != frame.payload_crc {
+                return Err(DropError::Bad {
+                    name: self.name.clone(),
+                    detail: "content checksum".into(),
+                });
+            }
+            take(&bytes)?;
+        }
+        Ok(())
+    }
+}
+
+/// A drop file taken over.
+#[derive(Debug)]
+pub struct Absorbed {
+    /// The message it has become.
+    pub id: MessageId,
+    /// The id that the submitter logged.
+    pub submitted_as: MessageId,
+    /// Its envelope, for the log.
+    pub envelope: Envelope,
+    /// Bytes of content.
+    pub content_bytes: u64,
+}
+
+/// Takes one drop file into the spool and removes it. `complete` may finish the envelope (the submitter's name).
+/// `Ok(None)` if it had been taken already and only its removal was left to do.
+///
+/// # Errors
+/// Each of [`DropError`]; the file is then still there, and will be taken by a later call, or is to be set aside with
+/// [`set_aside`] if it is bad.
+/// # Durability
+/// On `Ok` the message is committed, the removal synced, and the message may be attempted.
+pub fn absorb(
+    spool: &Spool,
+    folder: &Path,
+    name: &str,
+    bytes_max: u64,
+    complete: &mut dyn FnMut(&mut Envelope),
+) -> Result<Option<Absorbed>, DropError> {
+    let dropped = open(folder, name, bytes_max)?;
+    let absorbed = if spool.absorbed(dropped.mark).is_some() {
+        None
+    } else {
+        let mut transaction = spool.begin()?;
+        dropped.each_chunk(&mut |bytes| transaction.append_content(bytes))?;
+        let mut envelope = dropped.envelope.clone();
+        complete(&mut envelope);
+        envelope.arrival.drop_mark = dropped.mark;
+        let id = transaction.commit(envelope.clone()).wait()?;
+        let (submitted_as, content_bytes) = (dropped.message_id, dropped.content_bytes);
+        Some(Absorbed {
+            id,
+            submitted_as,
+            envelope,
+            content_bytes,
+        })
+    };
+    remove(folder, name)?;
+    spool.forget_drop_mark(dropped.mark);
+    Ok(absorbed)
+}
+
+/// Removes a drop file and makes that durable.
+fn remove(folder: &Path, name: &str) -> Result<(), DropError> {
+    let failed = |source| DropError::Io {
+        name: name.to_owned(),
+        source,
+    };
+    match std::fs::remove_file(folder.join(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => other.map_err(failed)?,
+    }
+    File::open(folder)
+        .and_then(|handle| handle.sync_all())
+        .map_err(failed)
+}
+
+/// Renames a bad drop file to `bad-MARK`, so that it is not looked at again, and is there for the operator.
+///
+/// # Errors
+/// [`DropError::Io`].
+pub fn set_aside(folder: &Path, name: &str) -> Result<(), DropError> {
+    let failed = |source| DropError::Io {
+        name: name.to_owned(),
+        source,
+    };
+    let new = name.replacen("drop-", "bad-", 1);
+    std::fs::rename(folder.join(name), folder.join(new)).map_err(failed)?;
+    File::open(folder)
+        .and_then(|handle| handle.sync_all())
+        .map_err(failed)
+}
+
+/// At a start, before the first [`absorb`]: forgets marks whose files are gone, and makes their absence durable first,
+/// so that their messages may be attempted.
+///
+/// # Errors
+/// [`DropError::Io`].
+pub fn settle(spool: &Spool, folder: &Path) -> Result<(), DropError> {
+    let failed = |source| DropError::Io {
+        name: folder.display().to_string(),
+        source,
+    };
+    let marks = spool.drop_marks();
+    if marks.is_empty() {
+        return Ok(());
+    }
+    match File::open(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        other => other.and_then(|handle| handle.sync_all()).map_err(failed)?,
+    }
+    let present: std::collections::HashSet<u64> = list(folder)
+        .map_err(failed)?
+        .iter()
+        .filter_map(|name| number_in_name(name, "drop-"))
+        .collect();
+    for mark in marks.into_iter().filter(|mark| !present.contains(mark)) {
+        spool.forget_drop_mark(mark);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::ReversePath;
+    use crate::clock::SystemClock;
+    use crate::envelope::Recipient;
+    use crate::spool::storage::OsStorage;
+    use crate::spool::{SpoolOptions, Writer};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    const LIMIT: u64 = 64 << 20;
+
+    fn spool(folder: &Path) -> (Spool, Writer) {
+        let storage = Arc::new(OsStorage::open(folder).unwrap());
+        let options = SpoolOptions {
+            segment_bytes: 1 << 20,
+            ..SpoolOptions::default()
+        };
+        let (spool, writer, _) =
+            Spool::open(storage, Arc::new(SystemClock::new()), options).unwrap();
+        (spool, writer)
+    }
+
+    fn drop_one(folder: &Path, content: &[u8]) -> String {
+        let mut envelope = Envelope::new(ReversePath::Null, vec![Recipient::new("bob")]);
+        envelope.recipients[0].controlling_user = Some(ControllingUser {
+            name: "root".into(),
+            uid: 0,
+            gid: 0,
+        });
+        let mark = write(
+            folder,
+            MessageId::from_number(5),
+            &envelope,
+            &mut &content[..],
+        )
+        .unwrap();
+        format!("drop-{mark:016x}")
+    }
+
+    #[test]
+    fn a_drop_file_is_absorbed_once_and_its_owner_is_the_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let (queue, drops) = (dir.path().join("q"), dir.path().join("d"));
+        std::fs::create_dir(&queue).unwrap();
+        std::fs::create_dir(&drops).unwrap();
+        let content = vec![b'x'; 600_000];
+        let name = drop_one(&drops, &content);
+        assert_eq!(list(&drops).unwrap(), [name.clone()]);
+        let copy = std::fs::read(drops.join(&name)).unwrap();
+        let (spool, writer) = spool(&queue);
+        let thread = std::thread::spawn(move || writer.run());
+        let absorbed = absorb(&spool, &drops, &name, LIMIT, &mut |_| {})
+            .unwrap()
+            .unwrap();
+        assert_eq!(list(&drops).unwrap(), Vec::<String>::new());
+        let message = spool.message(absorbed.id).unwrap();
+        assert_eq!(message.envelope.recipients[0].controlling_user, None);
+        let owner = rustix::process::getuid().as_raw();
+        assert_eq!(
+            message.envelope.arrival.submitter.as_ref().unwrap().uid,
+            owner
+        );
+        assert_eq!(message.content_bytes, 600_000);
+        // The file is back, as after a crash that lost its removal: known, so only removed.
+        let lease = spool.lease_due(Duration::from_secs(5)).unwrap();
+        drop(lease);
+        lockable_again(&spool, &drops, &name, &copy);
+        spool.close();
+        thread.join().unwrap();
+    }
+
+    /// Puts the mark back as recovery would find it, and absorbs again.
+    fn lockable_again(spool: &Spool, drops: &Path, name: &str, copy: &[u8]) {
+        let mark = number_in_name(name, "drop-").unwrap();
+        let id = spool.ids()[0];
+        crate::spool::lock(&spool.inner.index).add_drop_mark(mark, id);
+        assert!(
+            spool.lease_due(Duration::from_secs(5)).is_none(),
+            "not before the removal is durable"
+        );
+        std::fs::write(drops.join(name), copy).unwrap();
+        assert!(
+            absorb(spool, drops, name, LIMIT, &mut |_| {})
+                .unwrap()
+                .is_none()
+        );
+        assert_eq!(spool.ids().len(), 1);
+        assert!(spool.lease_due(Duration::from_secs(5)).is_some());
+    }
+
+    #[test]
+    fn hostile_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let drops = dir.path();
+        let name = drop_one(drops, b"hello");
+        let good = std::fs::read(drops.join(&name)).unwrap();
+        assert!(
+            matches!(open(drops, &name, 100), Err(DropError::Bad { .. })),
+            "size limit"
+        );
+        std::fs::hard_link(drops.join(&name), drops.join("other")).unwrap();
+        assert!(
+            matches!(open(drops, &name, LIMIT), Err(DropError::Bad { .. })),
+            "two links"
+        );
+        std::fs::remove_file(drops.join("other")).unwrap();
+        let link = "drop-00000000000000aa";
+        std::os::unix::fs::symlink(drops.join(&name), drops.join(link)).unwrap();
+        assert!(
+            matches!(open(drops, link, LIMIT), Err(DropError::Bad { .. })),
+            "symbolic link"
+        );
+        for len in (0..good.len()).step_by(97) {
+            std::fs::remove_file(drops.join(&name)).unwrap();
+            std::fs::write(drops.join(&name), &good[..len]).unwrap();
+            assert!(open(drops, &name, LIMIT).is_err(), "cut to {len}");
+        }
+        // Every byte of the batch flipped once is noticed, up to the padding.
+        let end = 8192 + u32::from_le_bytes(good[8200..8204].try_into().unwrap()) as usize;
+        for at in 8192..end {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            std::fs::write(drops.join(&name), &bad).unwrap();
+            let result =
+                open(drops, &name, LIMIT).and_then(|dropped| dropped.each_chunk(&mut |_| Ok(())));
+            let is_frame_padding = result.is_ok();
+            assert!(!is_frame_padding || good[at] == 0, "byte {at}");
+        }
+        set_aside(drops, &name).unwrap();
+        assert!(!list(drops).unwrap().contains(&name));
+    }
+
+    #[test]
+    fn parallel_drops_lose_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..10 {
+                scope.spawn(|| (0..20).for_each(|_| drop(drop_one(dir.path(), b"hello"))));
+            }
+        });
+        assert_eq!(list(dir.path()).unwrap().len(), 200);
+    }
+}
