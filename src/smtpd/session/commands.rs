@@ -143,7 +143,7 @@ impl Session {
                 .all(|b| b.is_ascii_alphanumeric() || b"[].-_#:".contains(&b));
         // A name goes into our Received field: what could be more than a word is cut even where it is taken.
         let word = name
-            .split(|c: char| !(c.is_ascii_graphic() && !"()<>\\\"".contains(c)))
+            .split(|c: char| !c.is_ascii_graphic() || "()<>\\\"".contains(c))
             .next()
             .unwrap_or_default();
         if name.is_empty() && !self.settings.has_lax_helo {
