@@ -12,7 +12,6 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use std::fs;
 use std::io;
 use std::net::IpAddr;
 
@@ -360,7 +359,7 @@ fn local_key(local: &str) -> String {
 /// The path of a user's `.forward`, if there is one. What may not be looked at counts as not there, as in Sendmail.
 fn forward_file(user: &User) -> Result<Option<String>, RouteError> {
     let path = user.home.join(".forward");
-    match fs::symlink_metadata(&path) {
+    match path.symlink_metadata() {
         Ok(_) => Ok(Some(path.display().to_string())),
         Err(error) => match error.kind() {
             io::ErrorKind::NotFound
