@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::status::{ExitCode, Verdict};
+
 /// Where a configuration error is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -119,6 +121,38 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// What a program ends with that has no configuration. As Sendmail, an
+    /// unknown option of the command line is `EX_SOFTWARE`.
+    #[must_use]
+    pub const fn exit(&self) -> ExitCode {
+        match self {
+            Self::UnknownOverride { .. } | Self::UnknownLetter { .. } => ExitCode::Software,
+            Self::NotSupported {
+                place: Place::CommandLine(_),
+                ..
+            }
+            | Self::BadValue {
+                place: Place::CommandLine(_),
+                ..
+            } => ExitCode::Usage,
+            _ => ExitCode::Config,
+        }
+    }
+
+    /// Permanent for what an operator wrote; temporary for a file that the
+    /// system did not give us for another reason than that it is missing.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Self::Read { source, .. } if source.kind() != io::ErrorKind::NotFound => {
+                Verdict::Temporary
+            }
+            _ => Verdict::Permanent,
+        }
+    }
+}
+
 fn or_rather(name: Option<&str>) -> String {
     name.map_or_else(String::new, |name| format!("; did you mean `{name}'?"))
 }
@@ -128,5 +162,47 @@ fn because(text: &str) -> String {
         String::new()
     } else {
         format!(": {text}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::{Config, Override, Request};
+    use super::*;
+
+    fn error(text: &str, option: &str) -> ConfigError {
+        let overrides = [Override::from_assignment(option)];
+        let request = Request {
+            overrides: &overrides,
+            ..Request::default()
+        };
+        Config::from_text(&request, Path::new("/x.toml"), text).unwrap_err()
+    }
+
+    #[test]
+    fn who_made_the_mistake_decides_the_exit_code() {
+        assert_eq!(error("", "Nosuch=1").exit(), ExitCode::Software);
+        assert_eq!(error("", "RunAsUser=x").exit(), ExitCode::Usage);
+        assert_eq!(error("", "LogLevel=x").exit(), ExitCode::Usage);
+        assert_eq!(error("nosuch = 1", "LogLevel=9").exit(), ExitCode::Config);
+        assert_eq!(
+            error("log_level = 'x'", "LogLevel=9").exit(),
+            ExitCode::Config
+        );
+    }
+
+    #[test]
+    fn an_unreadable_file_may_be_readable_later_a_missing_one_has_to_be_made() {
+        let read = |kind| ConfigError::Read {
+            path: PathBuf::from("/x"),
+            source: io::Error::from(kind),
+        };
+        assert_eq!(read(io::ErrorKind::NotFound).verdict(), Verdict::Permanent);
+        assert_eq!(
+            read(io::ErrorKind::OutOfMemory).verdict(),
+            Verdict::Temporary
+        );
     }
 }

@@ -330,6 +330,12 @@ mod tests {
                 "alias_file = \"hash:/etc/mail/aliases\"",
                 "outside the sandbox",
             ),
+            (
+                "alias_file = \"nosuch:etc/mail/aliases\"",
+                "unknown map class \"nosuch\"",
+            ),
+            ("access_db = \"hash -y etc/mail/access\"", "-y"),
+            ("access_db = \"etc/mail/access\"", "map"),
             ("alias_file = [1]", "integer where a string belongs"),
             ("privacy_options = \"noexp\"", "did you mean `noexpn'?"),
             ("max_message_size = 1.5", "float"),

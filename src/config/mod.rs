@@ -43,6 +43,7 @@ pub use sections::{
 };
 pub use size::ByteSize;
 
+use diligence_maps::MapSpec;
 use options::OPTIONS;
 
 /// The longest configuration file read, in bytes.
@@ -124,6 +125,13 @@ pub struct Request<'r> {
     pub overrides: &'r [Override],
 }
 
+/// Whether the command line may set a LogLevel below the file's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lowering {
+    Allowed,
+    Refused,
+}
+
 impl Config {
     /// Reads and checks the configuration that `request` asks for.
     ///
@@ -134,18 +142,19 @@ impl Config {
     /// option in it or on the command line is unknown, not supported or has a
     /// bad value. The first one found is reported, with its place.
     pub fn load(request: &Request<'_>) -> Result<Self, ConfigError> {
-        let mut config = Self::defaults(request.role, request.sandbox);
-        if let Some(file) = request.file {
-            config.file = file.to_owned();
-        }
-        let path = config.file.clone();
+        let path = match request.file {
+            Some(file) => file.to_owned(),
+            None => Self::default_file(request.role, request.sandbox),
+        };
         let text = file::read(&path)?;
-        file::apply(&mut config, &path, &text)?;
-        for given in request.overrides {
-            overrides::apply(&mut config, given)?;
-        }
-        config.check()?;
-        Ok(config)
+        // The caller of a process with more rights than its own may not hide
+        // what it does.
+        let lowering = if set_id::has_set_id_rights() {
+            Lowering::Refused
+        } else {
+            Lowering::Allowed
+        };
+        Self::build(request, &path, &text, lowering)
     }
 
     /// As [`Config::load`], from text in memory instead of a file; `path` is
@@ -154,11 +163,25 @@ impl Config {
     /// # Errors
     /// As [`Config::load`], without the file's.
     pub fn from_text(request: &Request<'_>, path: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::build(request, path, text, Lowering::Allowed)
+    }
+
+    fn build(
+        request: &Request<'_>,
+        path: &Path,
+        text: &str,
+        lowering: Lowering,
+    ) -> Result<Self, ConfigError> {
         let mut config = Self::defaults(request.role, request.sandbox);
         config.file = path.to_owned();
         file::apply(&mut config, path, text)?;
+        let file_log_level = config.log.log_level;
         for given in request.overrides {
             overrides::apply(&mut config, given)?;
+        }
+        if lowering == Lowering::Refused {
+            // As in Sendmail, without a word to the caller.
+            config.log.log_level = config.log.log_level.max(file_log_level);
         }
         config.check()?;
         Ok(config)
@@ -168,18 +191,10 @@ impl Config {
     /// start here; programs use [`Config::load`]. Never blocks.
     #[must_use]
     pub fn defaults(role: Role, sandbox: Option<&Path>) -> Self {
-        let file = match role {
-            Role::Mta => MTA_CONFIG_FILE,
-            Role::Msp => MSP_CONFIG_FILE,
-        };
-        let file = match sandbox {
-            Some(dir) => dir.join(file.trim_start_matches('/')),
-            None => PathBuf::from(file),
-        };
         let mut config = Self {
             role,
             sandbox: sandbox.map(Path::to_owned),
-            file,
+            file: Self::default_file(role, sandbox),
             paths: Paths::default(),
             host: HostOptions::default(),
             route: RouteOptions::default(),
@@ -201,6 +216,19 @@ impl Config {
             }
         }
         config
+    }
+
+    /// The file that is read when no other is named.
+    #[must_use]
+    pub fn default_file(role: Role, sandbox: Option<&Path>) -> PathBuf {
+        let file = match role {
+            Role::Mta => MTA_CONFIG_FILE,
+            Role::Msp => MSP_CONFIG_FILE,
+        };
+        match sandbox {
+            Some(dir) => dir.join(file.trim_start_matches('/')),
+            None => PathBuf::from(file),
+        }
     }
 
     /// Where the value of the option at `index` of [`OPTIONS`] came from.
@@ -240,9 +268,27 @@ impl Config {
         }
     }
 
-    /// Resolves the file of a map specification (`[class:][flags] /path`) as
-    /// [`Config::place_path`] does: the last word is the path.
+    /// Resolves the file of a map specification (`hash -o /path`) as
+    /// [`Config::place_path`] does, and checks the specification.
     fn place_map(&self, text: &str) -> Result<String, String> {
+        let placed = self.place_map_file(text)?;
+        match MapSpec::parse(&placed) {
+            Ok(_) => Ok(placed),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The same in the form of alias files: `[class:][switches] /path`.
+    fn place_alias_map(&self, text: &str) -> Result<String, String> {
+        let placed = self.place_map_file(text)?;
+        match MapSpec::parse_alias(&placed) {
+            Ok(_) => Ok(placed),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// The file is the last word.
+    fn place_map_file(&self, text: &str) -> Result<String, String> {
         let text = text.trim();
         let path_begin = text
             .rfind(|c: char| c.is_whitespace() || c == ':')

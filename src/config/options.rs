@@ -269,7 +269,7 @@ pub static OPTIONS: &[OptionDef] = &[
             separator: Some(','),
             clear: |c| c.route.alias_files.clear(),
             add: |c, text| {
-                let spec = c.place_map(text)?;
+                let spec = c.place_alias_map(text)?;
                 c.route.alias_files.push(spec);
                 Ok(())
             },

@@ -216,6 +216,22 @@ mod tests {
     }
 
     #[test]
+    fn with_set_id_rights_the_log_level_is_raised_but_not_lowered() {
+        use super::super::Lowering::{Allowed, Refused};
+        for (level, lowering, expected) in
+            [("15", Refused, 15), ("1", Refused, 9), ("1", Allowed, 1)]
+        {
+            let overrides = [name(&format!("LogLevel={level}"))];
+            let request = Request {
+                overrides: &overrides,
+                ..Request::default()
+            };
+            let config = Config::build(&request, Path::new("/x.toml"), "", lowering).unwrap();
+            assert_eq!(config.log.log_level, expected);
+        }
+    }
+
+    #[test]
     fn every_form_of_assignment_is_split() {
         for text in ["LogLevel=15", "LogLevel 15", " LogLevel = 15 "] {
             assert_eq!(name(text).typed(), "-OLogLevel=15");
