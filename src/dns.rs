@@ -96,6 +96,9 @@ pub trait Resolver: Send + Sync {
     /// The names an address claims (PTR), unverified; empty if there are none.
     fn names(&self, address: IpAddr) -> Lookup<'_, Vec<String>>;
 
+    /// The addresses of a host as far as they are known without asking anybody over the network.
+    fn local_addresses(&self, host: &str) -> Vec<IpAddr>;
+
     /// Whether lookups reach nothing but loopback addresses, so that a sandbox may use them.
     fn is_loopback_only(&self) -> bool;
 }
@@ -294,6 +297,10 @@ impl Resolver for SystemResolver {
                 })
                 .collect())
         })
+    }
+
+    fn local_addresses(&self, host: &str) -> Vec<IpAddr> {
+        self.local.addresses(&folded(host))
     }
 
     fn is_loopback_only(&self) -> bool {
@@ -503,6 +510,13 @@ impl Resolver for TableResolver {
             .check(&address.to_string())
             .map(|()| self.names.get(&address).cloned().unwrap_or_default());
         Box::pin(std::future::ready(answer))
+    }
+
+    fn local_addresses(&self, host: &str) -> Vec<IpAddr> {
+        self.addresses
+            .get(&folded(host))
+            .cloned()
+            .unwrap_or_default()
     }
 
     fn is_loopback_only(&self) -> bool {

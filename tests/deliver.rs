@@ -5,5 +5,9 @@
 mod dsn;
 #[path = "deliver/mailbox.rs"]
 mod mailbox;
+#[path = "deliver/server.rs"]
+mod server;
 #[path = "deliver/setup.rs"]
 mod setup;
+#[path = "deliver/smtp.rs"]
+mod smtp;

@@ -7,11 +7,16 @@
 //! mailbox directory. File work runs on the blocking pool; nothing blocks a runtime thread.
 //! Limits: [`ATTEMPT_TIME_MAX`] and those of the mailers' files.
 
+mod cache;
 pub mod client;
+mod content;
+mod dotted;
 pub mod dsn;
+mod hosts;
 pub mod local;
 mod mailbox;
 mod mbox;
+mod reply;
 pub mod smtp;
 
 use std::future::Future;
@@ -151,9 +156,9 @@ impl Mailers {
                 options.host_name,
                 options.mailboxes,
                 owners,
-                Arc::clone(&clock),
+                clock,
             )),
-            smtp: Arc::new(SmtpMailer::new(options.smtp, resolver, clock)),
+            smtp: Arc::new(SmtpMailer::new(options.smtp, resolver)),
         }
     }
 
