@@ -5,5 +5,8 @@
 
 pub mod background;
 pub mod mailq;
+pub mod newaliases;
 pub mod open_spool;
 pub mod run_file;
+pub mod submit;
+pub mod verify;

@@ -127,6 +127,8 @@ pub struct Completion<'a> {
     pub sole_recipient: Option<&'a str>,
     /// Texts for X-Authentication-Warning, without the host name.
     pub warnings: &'a [String],
+    /// Whether addresses without a domain are left as they are: a gateway passes on what is not its own (`-G`).
+    pub is_gateway: bool,
 }
 
 impl Header {
@@ -244,7 +246,7 @@ impl Header {
                 }
                 continue;
             }
-            put_field(&mut out, field, with.host);
+            put_field(&mut out, field, (!with.is_gateway).then_some(with.host));
         }
         out
     }
@@ -325,11 +327,13 @@ fn line(out: &mut Vec<u8>, name: &str, value: &str) {
     out.extend_from_slice(b"\r\n");
 }
 
-fn put_field(out: &mut Vec<u8>, field: &Field, host: &str) {
+fn put_field(out: &mut Vec<u8>, field: &Field, host: Option<&str>) {
     out.extend_from_slice(field.name.as_bytes());
     out.push(b':');
     let mut copied = 0;
-    if ADDRESS_FIELDS.iter().any(|name| field.is(name)) {
+    if let Some(host) = host
+        && ADDRESS_FIELDS.iter().any(|name| field.is(name))
+    {
         for (at, insert) in addresses::completions(&field.value, host) {
             out.extend_from_slice(field.value.get(copied..at).unwrap_or_default());
             out.extend_from_slice(insert.as_bytes());
@@ -369,6 +373,7 @@ mod tests {
             full_name: Some("Alice B. O'Neil"),
             sole_recipient: Some("bob"),
             warnings: &[],
+            is_gateway: false,
         }
     }
 
@@ -452,6 +457,18 @@ mod tests {
         assert!(!out.contains("secret"));
         let out = complete("Bcc: secret@x.test\nSubject: x", &with());
         assert!(out.contains("\r\nBcc:\r\nSubject: x\r\n") && !out.contains("secret"));
+    }
+
+    #[test]
+    fn a_gateway_leaves_addresses_alone() {
+        let out = complete(
+            "To: bob",
+            &Completion {
+                is_gateway: true,
+                ..with()
+            },
+        );
+        assert!(out.ends_with("\r\nTo: bob\r\n"));
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Parameters {
     pub protocol: String,
     /// The host that `-p` or `-oMs` names; empty if none.
     pub from_host: String,
+    /// `-G`
+    pub is_gateway: bool,
 }
 
 /// Where and by whom a submission is made.
@@ -115,6 +117,7 @@ impl Submission {
             full_name: parts.full_name,
             sole_recipient,
             warnings: parts.warnings,
+            is_gateway: parts.parameters.is_gateway,
         });
         let recipients = parts
             .recipients
@@ -265,7 +268,7 @@ mod tests {
         };
         let parts = Parts {
             id: MessageId::first_of(1_795_367_553, 758),
-            sender: &sender(None, 'f', "alice", false).unwrap(),
+            sender: &sender(None, "alice", false).unwrap(),
             full_name: None,
             recipients: &recipients.named,
             collected: &collected,

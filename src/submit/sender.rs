@@ -1,6 +1,6 @@
 //! Who sends: the user who runs the program, or whom `-f` names, and the name people know them by. Pure.
 //!
-//! Source: sendmail(8) (`-f`, `-F`), passwd(5) (the comment field, `&`).
+//! Source: sendmail(8) (`-f`, `-F`, ENVIRONMENT).
 
 use super::addresses::{self, AddressFault};
 
@@ -18,17 +18,12 @@ pub struct Sender {
     pub warning: Option<String>,
 }
 
-/// Finds the sender. `given` is the argument of `-f` or `-r` (the letter is `flag`), `login` the user who runs the
-/// program, `is_trusted` whether that user may set any sender without a remark.
+/// Finds the sender. `given` is the argument of `-f` or `-r`, `login` the user who runs the program, `is_trusted`
+/// whether that user may set any sender without a remark.
 ///
 /// # Errors
 /// The address's fault; permanent.
-pub fn sender(
-    given: Option<&str>,
-    flag: char,
-    login: &str,
-    is_trusted: bool,
-) -> Result<Sender, AddressFault> {
+pub fn sender(given: Option<&str>, login: &str, is_trusted: bool) -> Result<Sender, AddressFault> {
     let Some(given) = given else {
         return Ok(Sender {
             shown: login.to_owned(),
@@ -47,7 +42,7 @@ pub fn sender(
     let shown = super::recipients::on_one_line(given.as_bytes());
     let warning = (!is_trusted && !is_self).then(|| {
         let set = if is_null { "<>" } else { shown.as_str() };
-        format!("{login} set sender to {set} using -{flag}")
+        format!("{login} set sender to {set} using -f")
     });
     Ok(Sender {
         shown: if is_null { String::new() } else { shown },
@@ -56,8 +51,8 @@ pub fn sender(
     })
 }
 
-/// The full name of the sender: what `-F` says, else the header's Full-Name field, else, if users send as themselves,
-/// the environment's `NAME` or the comment field of their passwd entry.
+/// The full name of the sender: what `-F` says, else the header's Full-Name field, else, for users who send as
+/// themselves, the environment's `NAME` or the name in their account.
 #[must_use]
 pub fn full_name(
     option: Option<&str>,
@@ -68,7 +63,7 @@ pub fn full_name(
         own.environment
             .map(ToOwned::to_owned)
             .filter(|name| !name.trim().is_empty())
-            .or_else(|| name_from_gecos(own.gecos, own.login))
+            .or_else(|| Some(own.account.to_owned()))
     };
     option
         .map(ToOwned::to_owned)
@@ -83,22 +78,8 @@ pub fn full_name(
 pub struct OwnName<'a> {
     /// `NAME` of the environment.
     pub environment: Option<&'a str>,
-    /// The comment field of passwd(5).
-    pub gecos: &'a str,
-    /// The login name, which `&` stands for.
-    pub login: &'a str,
-}
-
-/// The name in a comment field: up to the first `,`, `;` or `%`, with `&` for the login name with a capital.
-fn name_from_gecos(gecos: &str, login: &str) -> Option<String> {
-    let gecos = gecos.strip_prefix('*').unwrap_or(gecos);
-    let name = gecos.split([',', ';', '%']).next()?.trim();
-    let mut capital = login.to_owned();
-    if let Some(first) = capital.get_mut(..1) {
-        first.make_ascii_uppercase();
-    }
-    let name = name.replace('&', &capital);
-    (!name.is_empty()).then_some(name)
+    /// The name in the user's account ([`crate::users::User::full_name`]).
+    pub account: &'a str,
 }
 
 /// Without control characters, which could end the field, and of bounded length.
@@ -116,11 +97,8 @@ mod tests {
 
     #[test]
     fn only_strangers_to_the_name_are_warned_about() {
-        let warning = |given: &str, is_trusted| {
-            sender(Some(given), 'f', "alice", is_trusted)
-                .unwrap()
-                .warning
-        };
+        let warning =
+            |given: &str, is_trusted| sender(Some(given), "alice", is_trusted).unwrap().warning;
         assert_eq!(
             warning("carol", false).as_deref(),
             Some("alice set sender to carol using -f")
@@ -131,37 +109,36 @@ mod tests {
         );
         assert_eq!(warning("alice", false), None);
         assert_eq!(warning("carol", true), None);
-        let own = sender(None, 'f', "alice", false).unwrap();
+        let own = sender(None, "alice", false).unwrap();
         assert_eq!((own.shown.as_str(), own.warning), ("alice", None));
     }
 
     #[test]
     fn senders_are_one_address_or_none() {
-        let parsed = sender(Some("x y"), 'f', "alice", false).unwrap();
+        let parsed = sender(Some("x y"), "alice", false).unwrap();
         assert_eq!(parsed.address.as_deref(), Some("x.y"));
         assert_eq!(
             parsed.warning.as_deref(),
             Some("alice set sender to x y using -f")
         );
         for null in ["", " ", "<>"] {
-            assert_eq!(sender(Some(null), 'r', "root", true).unwrap().address, None);
+            assert_eq!(sender(Some(null), "root", true).unwrap().address, None);
         }
-        assert!(sender(Some("a, b"), 'f', "root", true).is_err());
-        assert!(sender(Some("a@"), 'f', "root", true).is_err());
-        assert!(sender(Some("|prog"), 'f', "root", true).is_err());
+        assert!(sender(Some("a, b"), "root", true).is_err());
+        assert!(sender(Some("a@"), "root", true).is_err());
+        assert!(sender(Some("|prog"), "root", true).is_err());
     }
 
     #[test]
     fn names_come_from_the_first_place_that_has_one() {
-        let own = |gecos| {
+        let own = |account| {
             Some(OwnName {
                 environment: None,
-                gecos,
-                login: "dave",
+                account,
             })
         };
         assert_eq!(
-            full_name(None, None, own("& Builder,room 1,,")).as_deref(),
+            full_name(None, None, own("Dave Builder")).as_deref(),
             Some("Dave Builder")
         );
         assert_eq!(
@@ -172,12 +149,11 @@ mod tests {
             full_name(None, Some("Foo Bar"), own("y")).as_deref(),
             Some("Foo Bar")
         );
-        assert_eq!(full_name(None, None, own(",,,")), None);
+        assert_eq!(full_name(None, None, own(" ")), None);
         assert_eq!(full_name(None, None, None), None);
         let env = OwnName {
             environment: Some("Env Name"),
-            gecos: "y",
-            login: "dave",
+            account: "y",
         };
         assert_eq!(
             full_name(None, None, Some(env)).as_deref(),

@@ -1,0 +1,257 @@
+//! Rebuilding alias maps: `newaliases`, `sendmail -bi`, `sendmail -v -bi`.
+//!
+//! Looks the installation over first, as Sendmail does when it reads its configuration: the file of local host names
+//! and the queue directory must be there, else nothing is rebuilt. Lines in error are named and left out; the rest is
+//! published, whole and on disk, or the old map stays. Prints on standard output, as programs expect. Blocks: disk.
+//!
+//! Source: newaliases(1), aliases(5).
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use diligence_maps::alias::{
+    AliasRemark, AliasTotals, Severity as RemarkSeverity, build_alias_map,
+};
+use diligence_maps::{MapError, MapSpec, PublishError, PublishOptions};
+
+use super::submit::log::open_maillog;
+use super::submit::say;
+use crate::config::host::HostName;
+use crate::config::options::OPTIONS;
+use crate::config::{Config, Origin};
+use crate::maillog::{Maillog, QueueId, Severity, level_of};
+use crate::status::ExitCode;
+use crate::users::Users;
+
+/// Longest file of local host names read, in bytes.
+const HOST_NAMES_BYTES_MAX: u64 = 16 << 20;
+
+/// Rebuilds every alias map of the configuration. Only root may, and in a sandbox its owner.
+///
+/// Blocks: disk, and the lock of another program that is rebuilding.
+#[must_use]
+pub fn run(config: &Config) -> ExitCode {
+    let name = HostName::find(&config.host);
+    let maillog = open_maillog(config, &name);
+    let uid = nix::unistd::getuid();
+    if !uid.is_root() && config.sandbox.is_none() {
+        say("Permission denied (real uid not trusted)");
+        maillog.write(
+            Severity::Alert,
+            level_of::ALWAYS,
+            QueueId::Omitted,
+            &format!("user {uid} attempted to rebuild the alias map"),
+        );
+        return ExitCode::Usage;
+    }
+    let users = Users::new(
+        config.paths.passwd_file.as_deref(),
+        config.paths.home_directory.as_deref(),
+    );
+    let user = match users.by_uid(uid.as_raw()) {
+        Ok(Some(user)) => user.name,
+        // The name is for the log alone.
+        Ok(None) | Err(_) => uid.to_string(),
+    };
+    let rebuild = Rebuild {
+        config,
+        maillog,
+        user,
+    };
+    let local_names = match rebuild.look_over(&name) {
+        Ok(local_names) => local_names,
+        Err(text) => {
+            rebuild.complain(&text);
+            return ExitCode::Config;
+        }
+    };
+    let mut code = ExitCode::Ok;
+    for spec in &config.route.alias_files {
+        let outcome = rebuild.one(spec, &local_names);
+        if outcome != ExitCode::Ok {
+            code = outcome;
+        }
+    }
+    code
+}
+
+struct Rebuild<'a> {
+    config: &'a Config,
+    maillog: Maillog,
+    user: String,
+}
+
+impl Rebuild<'_> {
+    /// Prints an error and logs it as the system's.
+    fn complain(&self, text: &str) {
+        say(text);
+        self.maillog.system_error(None, &self.user, text);
+    }
+
+    /// What has to be there before anything is rebuilt; the names of this host.
+    fn look_over(&self, name: &HostName) -> Result<HashSet<String>, String> {
+        let path = &self.config.route.local_host_names;
+        let mut names: HashSet<String> = name.aliases.iter().cloned().collect();
+        names.insert(name.full.to_ascii_lowercase());
+        let text = self.read_class(path).map_err(|reason| {
+            format!(
+                "{}fileclass: cannot open '{}': {reason}",
+                self.place_of("local_host_names"),
+                path.display()
+            )
+        })?;
+        for line in text.lines() {
+            let line = line.split('#').next().unwrap_or_default();
+            names.extend(line.split_ascii_whitespace().map(str::to_ascii_lowercase));
+        }
+        let queue = &self.config.paths.queue_directory;
+        std::fs::read_dir(queue)
+            .map_err(|error| format!("can not chdir({}/): {}", queue.display(), reason(&error)))?;
+        Ok(names)
+    }
+
+    fn read_class(&self, path: &Path) -> Result<String, String> {
+        let file = File::open(path).map_err(|error| reason(&error))?;
+        if self.config.sandbox.is_none()
+            && let Some(unsafe_folder) = writable_folder(path)
+        {
+            return Err(unsafe_folder.to_owned());
+        }
+        let mut text = String::new();
+        file.take(HOST_NAMES_BYTES_MAX)
+            .read_to_string(&mut text)
+            .map_err(|error| reason(&error))?;
+        Ok(text)
+    }
+
+    /// Where the value of an option was set: `FILE: line N: `, or the file alone for a default.
+    fn place_of(&self, key: &str) -> String {
+        let file = self.config.file.display();
+        let origin = OPTIONS
+            .iter()
+            .position(|option| option.key == key)
+            .map_or(&Origin::Default, |index| self.config.origin(index));
+        match origin {
+            Origin::File { line } => format!("{file}: line {line}: "),
+            Origin::Default => format!("{file}: "),
+            Origin::CommandLine(typed) => format!("{typed}: "),
+        }
+    }
+
+    /// Rebuilds one map.
+    fn one(&self, spec: &str, local_names: &HashSet<String>) -> ExitCode {
+        let spec = match MapSpec::parse_alias(spec) {
+            Ok(spec) => spec,
+            Err(error) => {
+                self.complain(&format!("{spec}: {error}"));
+                return ExitCode::Config;
+            }
+        };
+        let source = spec.name.as_path();
+        let shown = source.display().to_string();
+        if let Some(why) = self.source_fault(source) {
+            self.complain(&format!("newaliases: cannot open {shown}: {why}"));
+            return ExitCode::NoInput;
+        }
+        let is_local = |domain: &[u8]| {
+            local_names.contains(&String::from_utf8_lossy(domain).to_ascii_lowercase())
+        };
+        let errors = RefCell::new(Vec::new());
+        let mut remark = |remark: &AliasRemark| {
+            let text = remark.to_string();
+            say(&text);
+            if remark.severity == RemarkSeverity::Error {
+                errors.borrow_mut().push(text);
+            }
+        };
+        let built = build_alias_map(
+            &[source],
+            &spec,
+            &PublishOptions::default(),
+            &is_local,
+            &mut remark,
+        );
+        for text in errors.borrow().iter() {
+            self.maillog.system_error(None, &self.user, text);
+        }
+        match built {
+            Ok(totals) => self.done(&shown, totals),
+            Err(error) => self.not_published(&shown, &error),
+        }
+    }
+
+    fn done(&self, shown: &str, totals: AliasTotals) -> ExitCode {
+        say(&format!("{shown}: {totals}"));
+        self.maillog.aliases_rebuilt(
+            shown,
+            &self.user,
+            totals.aliases,
+            totals.longest_bytes,
+            totals.total_bytes,
+        );
+        if totals.errors > 0 {
+            ExitCode::Software
+        } else {
+            ExitCode::Ok
+        }
+    }
+
+    fn not_published(&self, shown: &str, error: &PublishError) -> ExitCode {
+        self.complain(&format!(
+            "newaliases: cannot create {shown}: {}",
+            error.detail()
+        ));
+        match error {
+            PublishError::Map(MapError::Locked { .. }) => ExitCode::TempFail,
+            PublishError::Refused { .. } => ExitCode::NoPerm,
+            PublishError::Io { .. } | PublishError::Map(_) => ExitCode::CantCreat,
+        }
+    }
+
+    /// Why a source may not be read: what others can write must not decide where mail goes.
+    fn source_fault(&self, source: &Path) -> Option<String> {
+        let metadata = match std::fs::metadata(source) {
+            Ok(metadata) => metadata,
+            Err(error) => return Some(reason(&error)),
+        };
+        if !metadata.is_file() {
+            return Some("Not a regular file".to_owned());
+        }
+        if self.config.sandbox.is_some() {
+            return None;
+        }
+        let mode = metadata.permissions().mode();
+        if mode & 0o020 != 0 {
+            return Some("Group writable file".to_owned());
+        }
+        if mode & 0o002 != 0 {
+            return Some("World writable file".to_owned());
+        }
+        // Root reads everything; who took the right to read away meant it.
+        (mode & 0o444 == 0).then(|| "Permission denied".to_owned())
+    }
+}
+
+/// Sendmail's words for a folder that others can write to.
+fn writable_folder(path: &Path) -> Option<&'static str> {
+    let folder = path.parent()?;
+    let metadata = std::fs::metadata(folder).ok()?;
+    let is_sticky = metadata.mode() & 0o1000 != 0;
+    match metadata.mode() {
+        mode if mode & 0o002 != 0 && !is_sticky => Some("World writable directory"),
+        mode if mode & 0o020 != 0 => Some("Group writable directory"),
+        _ => None,
+    }
+}
+
+/// The system's words for an error, without its number.
+fn reason(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(number) => nix::errno::Errno::from_raw(number).desc().to_owned(),
+        None => error.to_string(),
+    }
+}

@@ -1,0 +1,101 @@
+//! Where an address leads: `sendmail -bv`.
+//!
+//! Each argument is followed through aliases to its ends, each end on a line with its mailer; with `-v` the steps are
+//! told too. Prints on standard output. Blocks: maps and the user database, as the router does.
+//!
+//! Source: sendmail(8), `-bv`.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::submit::log::open_maillog;
+use super::submit::say;
+use crate::cli::Invocation;
+use crate::config::host::HostName;
+use crate::config::{Config, Role};
+use crate::maillog::{QueueId, Severity, level_of};
+use crate::route::{RouteError, Router, RouterParts};
+use crate::status::ExitCode;
+use crate::users::Users;
+
+/// What marks an end that mail can be sent to.
+const DELIVERABLE: &str = "... deliverable: ";
+
+/// Verifies the operands of the command line.
+///
+/// Blocks: disk and whatever NSS does.
+#[must_use]
+pub fn run(invocation: &Invocation, config: &Config) -> ExitCode {
+    let arguments = &invocation.recipients;
+    if arguments.is_empty() {
+        say("Recipient names must be specified");
+        return ExitCode::Usage;
+    }
+    // The submission program's settings, or a user who may not read all maps, do not show what the MTA will do.
+    let is_privileged = nix::unistd::getuid().is_root() || config.sandbox.is_some();
+    if config.role == Role::Msp || !is_privileged {
+        say("Notice: -bv may give misleading output for non-privileged user");
+    }
+    let router = match router(config) {
+        Ok(router) => router,
+        Err(error) => {
+            say(&error.to_string());
+            return ExitCode::Config;
+        }
+    };
+    let mut code = ExitCode::Ok;
+    let mut deliverable = Vec::new();
+    for argument in arguments {
+        let (lines, verdict) = router.verify_lines(argument, config.submit.verbose);
+        for line in lines {
+            // Sendmail tells what it finds on the way first and the ends of all arguments afterwards.
+            if line.contains(DELIVERABLE) {
+                deliverable.push(line);
+            } else {
+                say(&line);
+            }
+        }
+        if verdict != ExitCode::Ok {
+            code = verdict;
+        }
+    }
+    for line in deliverable {
+        say(&line);
+    }
+    code
+}
+
+/// A router as the daemon has it.
+fn router(config: &Config) -> Result<Router, RouteError> {
+    let name = HostName::find(&config.host);
+    let maillog = open_maillog(config, &name);
+    let users = Users::new(
+        config.paths.passwd_file.as_deref(),
+        config.paths.home_directory.as_deref(),
+    );
+    Router::new(RouterParts::new(
+        &config.route,
+        name,
+        interface_addresses(),
+        Arc::new(users),
+        Arc::new(move |text: &str| {
+            maillog.write(Severity::Warning, level_of::ALWAYS, QueueId::None, text);
+        }),
+    )?)
+}
+
+/// The addresses of this host's interfaces; none if the system does not tell.
+fn interface_addresses() -> Vec<IpAddr> {
+    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
+    interfaces
+        .filter_map(|interface| {
+            let address = interface.address?;
+            address
+                .as_sockaddr_in()
+                .map(|four| IpAddr::V4(four.ip()))
+                .or_else(|| address.as_sockaddr_in6().map(|six| IpAddr::V6(six.ip())))
+        })
+        .collect()
+}
