@@ -22,6 +22,7 @@ pub mod envelope;
 pub mod maillog;
 pub mod programs;
 pub mod route;
+pub mod smtpd;
 pub mod spool;
 pub mod status;
 pub mod submit;
