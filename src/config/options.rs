@@ -14,8 +14,10 @@ use super::duration::TimeUnit;
 use super::endpoint::{DaemonPort, HostPort};
 use super::modes::{DeliveryMode, ErrorMode, PrivacyOptions, Remote};
 use super::size::ByteSize;
-use super::value::{Access, Given, Shown};
+use super::value::{Access, Given};
 use super::{Config, Role};
+
+pub use super::value::Shown;
 
 /// The port that DNS is asked at when `resolver` names none. RFC 1035 4.2.
 const DNS_PORT: u16 = 53;
