@@ -7,13 +7,23 @@
 //!
 //! Memory: the listing is held until it is sorted, about 200 bytes a message. Source: Sendmail's mailq(1).
 
-use std::io::{self, Write};
-use std::path::Path;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, Privacy, Role};
 use crate::control::listing::Listed;
+use crate::control::selection::Selection;
+use crate::control::{ControlError, Conversation, Frame, Request};
+use crate::envelope::RecipientState;
+use crate::programs::DROP_FOLDER;
+use crate::spool::drop_file::{self, DropError};
+use crate::spool::reader::SpoolReader;
+use crate::spool::{SpoolError, StoredMessage};
+use crate::status::ExitCode;
 
 /// How many characters of a sender the short form shows.
 const SENDER_CHARS_MAX: usize = 39;
@@ -26,6 +36,14 @@ const REASON_CHARS_MAX_VERBOSE: usize = 100;
 /// How many characters of a controlling user the verbose form shows.
 const CONTROLLING_USER_CHARS_MAX: usize = 64;
 
+/// How much is written to standard output at once, in bytes.
+const OUTPUT_BYTES: usize = 64 * 1024;
+/// The state of a recipient of a drop file.
+const NOT_TRIED: RecipientState = RecipientState::Pending {
+    last: None,
+    tries: 0,
+};
+
 /// How much is shown of each message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Detail {
@@ -33,6 +51,187 @@ pub enum Detail {
     Short,
     /// As `mailq -v` does: priorities, whole addresses, controlling users.
     Verbose,
+}
+
+/// Why a listing could not be made.
+#[derive(Debug, thiserror::Error)]
+enum ListError {
+    /// The owner of the queue refused, or the conversation with it failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The spool could not be read.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The drop folder could not be read.
+    #[error("{}: {source}", folder.display())]
+    Drops {
+        /// The folder.
+        folder: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+impl ListError {
+    fn exit(&self) -> ExitCode {
+        match self {
+            Self::Control(ControlError::Refused { exit, .. }) => {
+                ExitCode::from_code(*exit).unwrap_or(ExitCode::Software)
+            }
+            Self::Control(_) => ExitCode::TempFail,
+            Self::Spool(SpoolError::Io { source, .. }) => exit_of(source),
+            Self::Drops { source, .. } => exit_of(source),
+            Self::Spool(_) => ExitCode::OsErr,
+        }
+    }
+}
+
+fn exit_of(error: &io::Error) -> ExitCode {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        ExitCode::NoPerm
+    } else {
+        ExitCode::OsErr
+    }
+}
+
+/// Lists the queue of this configuration's role on standard output.
+///
+/// Blocks: disk, or the owner of the queue.
+pub fn run(config: &Config, selection: &Selection, detail: Detail) -> ExitCode {
+    let (directory, mut messages) = match listing(config, selection) {
+        Ok(listing) => listing,
+        Err(error) => {
+            eprintln!("mailq: {error}");
+            return error.exit();
+        }
+    };
+    let mut out = BufWriter::with_capacity(OUTPUT_BYTES, io::stdout().lock());
+    let printed = print(&mut out, &directory, &mut messages, detail)
+        .and_then(|()| print_total(&mut out, messages.len()))
+        .and_then(|()| out.flush());
+    match printed {
+        Ok(()) => ExitCode::Ok,
+        // The reader of a pipe has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::Ok,
+        Err(error) => {
+            eprintln!("mailq: standard output: {error}");
+            ExitCode::IoErr
+        }
+    }
+}
+
+/// The messages that are meant and the directory they are in, from the owner if there is one.
+fn listing(config: &Config, selection: &Selection) -> Result<(PathBuf, Vec<Listed>), ListError> {
+    let directory = config.paths.queue_directory.clone();
+    let clock = SystemClock::new();
+    let mut messages = match ask_owner(config, selection) {
+        Ok(messages) => messages,
+        Err(ControlError::NoOwner { .. } | ControlError::Denied { .. }) => {
+            may_read(config)?;
+            read_spool(&directory, selection, &clock)?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if config.role == Role::Msp {
+        messages.extend(read_drops(&directory, selection, &clock)?);
+    }
+    Ok((directory, messages))
+}
+
+fn ask_owner(config: &Config, selection: &Selection) -> Result<Vec<Listed>, ControlError> {
+    let request = Request::List(selection.clone());
+    let mut conversation = Conversation::begin(&config.paths.control_socket, &request)?;
+    let mut messages = Vec::new();
+    while let Some(frame) = conversation.next_frame()? {
+        if let Frame::Message(message) = frame {
+            messages.push(*message);
+        }
+    }
+    Ok(messages)
+}
+
+/// What the owner would check: `restrictmailq` leaves the listing to root and to the queue's own user.
+fn may_read(config: &Config) -> Result<(), ControlError> {
+    let uid = rustix::process::getuid();
+    let is_restricted = config.smtpd.privacy.has(Privacy::RestrictMailq);
+    let is_owner = || {
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(&config.paths.queue_directory)
+            .is_ok_and(|found| found.uid() == uid.as_raw())
+    };
+    if !is_restricted || uid.is_root() || is_owner() {
+        return Ok(());
+    }
+    Err(ControlError::Refused {
+        exit: ExitCode::NoPerm as u8,
+        text: "You are not permitted to see the queue".to_owned(),
+    })
+}
+
+/// Reads the spool without its owner and without its lock.
+fn read_spool(
+    directory: &Path,
+    selection: &Selection,
+    clock: &dyn Clock,
+) -> Result<Vec<Listed>, ListError> {
+    let reader = SpoolReader::open(directory, clock)?;
+    for remark in &reader.report().remarks {
+        if reader.report().is_damaged {
+            eprintln!("mailq: {}: {remark}", directory.display());
+        }
+    }
+    let now_unix_ms = clock.unix_ms();
+    let mut messages = Vec::new();
+    for id in reader.ids() {
+        let listed = match reader.message(id) {
+            Ok(message) => Listed::of(&message, now_unix_ms),
+            Err(SpoolError::NotFound(_)) => continue,
+            Err(error) => Listed::damaged(id, error.to_string()),
+        };
+        if selection.holds_for(&listed) {
+            messages.push(listed);
+        }
+    }
+    Ok(messages)
+}
+
+/// The drop files that the queue's runner has not absorbed yet. What another user may not read is left out.
+fn read_drops(
+    directory: &Path,
+    selection: &Selection,
+    clock: &dyn Clock,
+) -> Result<Vec<Listed>, ListError> {
+    let folder = directory.join(DROP_FOLDER);
+    let names = match drop_file::list(&folder) {
+        Ok(names) => names,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(Vec::new()),
+        Err(source) => return Err(ListError::Drops { folder, source }),
+    };
+    let now_unix_ms = clock.unix_ms();
+    let mut messages = Vec::new();
+    for name in names {
+        let dropped = match drop_file::open(&folder, &name, u64::MAX) {
+            Ok(dropped) => dropped,
+            // Absorbed since it was listed, or none of ours: its owner will tell.
+            Err(DropError::Io { .. } | DropError::Bad { .. } | DropError::Spool(_)) => continue,
+        };
+        let recipients = dropped.envelope.recipients.iter().cloned();
+        let message = StoredMessage {
+            id: dropped.message_id,
+            recipients: recipients.map(|recipient| (recipient, NOT_TRIED)).collect(),
+            due_unix_ms: now_unix_ms,
+            is_held: false,
+            has_warned: false,
+            is_leased: false,
+            content_bytes: dropped.content_bytes,
+            envelope: dropped.envelope,
+        };
+        let listed = Listed::of(&message, now_unix_ms);
+        if selection.holds_for(&listed) {
+            messages.push(listed);
+        }
+    }
+    Ok(messages)
 }
 
 /// Prints the listing of one spool, in Sendmail's order and form, without the line `Total requests`.

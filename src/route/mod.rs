@@ -141,6 +141,10 @@ impl RouterParts {
     }
 }
 
+/// Where a client queue hands all its mail: the MTA, wherever it listens just now. The error is the reason that log and
+/// mailq show. May read a small file.
+pub type RelayTo = Arc<dyn Fn() -> Result<Hop, String> + Send + Sync>;
+
 /// Decides who may send and where recipients go. Shared as an `Arc`.
 pub struct Router {
     options: RouteOptions,
@@ -153,6 +157,7 @@ pub struct Router {
     aliases: Vec<Table>,
     access: Option<Table>,
     notice: Notice,
+    relay_to: Option<RelayTo>,
 }
 
 impl Router {
@@ -201,7 +206,15 @@ impl Router {
             aliases,
             access,
             notice,
+            relay_to: None,
         })
+    }
+
+    /// The router of a client queue: every recipient goes to the MTA, which alone knows aliases and users (SPOOL 9).
+    #[must_use]
+    pub fn relaying_all(mut self, to: RelayTo) -> Self {
+        self.relay_to = Some(to);
+        self
     }
 
     /// This host's full name (Sendmail's `$j`).

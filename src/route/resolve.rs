@@ -17,7 +17,7 @@ use std::net::IpAddr;
 
 use super::table::first_of;
 use super::target::{Target, quote_local};
-use super::{Hop, Route, RouteError, Router, Taken, bracketed};
+use super::{Hop, RelayTo, Route, RouteError, Router, Taken, bracketed};
 use crate::address::{Address, Domain, ReversePath};
 use crate::config::Remote;
 use crate::config::endpoint::SMTP_PORT;
@@ -67,6 +67,9 @@ impl Router {
 
     fn try_resolve(&self, recipient: &Recipient, taken: &mut Taken) -> Result<Route, RouteError> {
         let target = Target::parse(&recipient.target);
+        if let (Some(to), Target::Address(address)) = (&self.relay_to, &target) {
+            return Ok(self.relayed(to, address));
+        }
         if recipient.parent.is_none() {
             let direct = match &target {
                 Target::Program(_) => Some("programs"),
@@ -99,6 +102,26 @@ impl Router {
             });
         }
         Ok(route)
+    }
+
+    /// The route of a client queue's recipient. A name without a domain gets this host's, as SMTP asks for one.
+    fn relayed(&self, to: &RelayTo, address: &Address) -> Route {
+        let own_domain = || Domain::parse(&self.host_name).ok();
+        let full = match (address.domain(), own_domain()) {
+            (None, Some(domain)) => address.with_domain(domain),
+            _ => address.clone(),
+        };
+        match to() {
+            Ok(hop) => Route::Smtp {
+                is_relay: true,
+                hop,
+                address: full.to_string(),
+            },
+            Err(text) => Route::Deferred {
+                status: Status::new(4, 4, 1),
+                text,
+            },
+        }
     }
 
     /// The route of a target that is no alias.

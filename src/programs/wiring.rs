@@ -1,0 +1,169 @@
+//! From a configuration to the parts that it configures: log, users, router, resolver, mailers.
+//!
+//! Each function takes what it reads from [`Config`] and gives one part, which knows nothing of the configuration any
+//! more. Blocks: disk, where a part reads its files at the start.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::address::{Address, Domain};
+use crate::clock::Clock;
+use crate::config::endpoint::SMTP_PORT;
+use crate::config::host::HostName;
+use crate::config::{Config, Remote};
+use crate::deliver::{
+    DeliverOptions, MailboxOptions, MailboxOwner, Mailers, OwnerLookup, SmtpOptions, SmtpTimeouts,
+};
+use crate::dns::{Resolver, ResolverOptions, SystemResolver};
+use crate::maillog::{Destination, LogSettings, Maillog, QueueId, Severity};
+use crate::route::{Notice, RouteError, Router, RouterParts};
+use crate::users::Users;
+
+/// Longest wait for another program's lock on a mailbox. Source: mail.local's five minutes of retries, cut down, as a
+/// deferral tries again.
+const MAILBOX_LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
+/// How many idle connections the SMTP client keeps. Source: Sendmail's ConnectionCacheSize.
+const CONNECTION_CACHE_SIZE: usize = 2;
+/// How long the SMTP client keeps one. Source: Sendmail's ConnectionCacheTimeout.
+const CONNECTION_CACHE_IDLE_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// The maillog of this process. Call it after the last fork: lines bear the process id.
+#[must_use]
+pub fn maillog(config: &Config, host: &HostName, clock: Arc<dyn Clock>) -> Maillog {
+    let destination = match &config.log.file {
+        Some(file) => Destination::File(file.clone()),
+        None => Destination::Syslog(config.log.socket.clone()),
+    };
+    let settings = LogSettings {
+        destination,
+        tag: config.log.syslog_tag.clone(),
+        host: host.short().to_owned(),
+        level: config.log.log_level,
+    };
+    Maillog::open(&settings, clock)
+}
+
+/// The users of this host.
+#[must_use]
+pub fn users(config: &Config) -> Arc<Users> {
+    Arc::new(Users::new(
+        config.paths.passwd_file.as_deref(),
+        config.paths.home_directory.as_deref(),
+    ))
+}
+
+/// The router, with the maps that the configuration names.
+///
+/// # Errors
+/// As [`RouterParts::new`] and [`Router::new`].
+pub fn router(
+    config: &Config,
+    host: &HostName,
+    users: &Arc<Users>,
+    maillog: &Maillog,
+) -> Result<Router, RouteError> {
+    let log = maillog.clone();
+    let notice: Notice = Arc::new(move |text: &str| {
+        log.write(Severity::Warning, 0, QueueId::None, text);
+    });
+    Router::new(RouterParts::new(
+        &config.route,
+        host.clone(),
+        interface_addresses(),
+        Arc::clone(users),
+        notice,
+    )?)
+}
+
+/// The addresses of this host's interfaces; none if the system does not tell.
+fn interface_addresses() -> Vec<IpAddr> {
+    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
+    interfaces
+        .filter_map(|interface| {
+            let address = interface.address?;
+            if let Some(four) = address.as_sockaddr_in() {
+                Some(IpAddr::V4(four.ip()))
+            } else {
+                address.as_sockaddr_in6().map(|six| IpAddr::V6(six.ip()))
+            }
+        })
+        .collect()
+}
+
+/// The resolver.
+#[must_use]
+pub fn resolver(config: &Config) -> Arc<SystemResolver> {
+    let settings = &config.resolver;
+    Arc::new(SystemResolver::new(&ResolverOptions {
+        name_servers: settings.server.into_iter().collect(),
+        query_time: settings.retransmit_after,
+        query_tries: usize::try_from(settings.attempts).unwrap_or(usize::MAX),
+        ..ResolverOptions::default()
+    }))
+}
+
+/// All ways to deliver. Needs a tokio runtime to be entered.
+#[must_use]
+pub fn mailers(
+    config: &Config,
+    router: &Arc<Router>,
+    users: &Arc<Users>,
+    resolver: Arc<dyn Resolver>,
+    clock: Arc<dyn Clock>,
+) -> Mailers {
+    let own = Arc::clone(router);
+    let timeouts = &config.deliver.timeouts;
+    let options = DeliverOptions {
+        host_name: router.host_name().to_owned(),
+        mailboxes: MailboxOptions {
+            directory: config.paths.mailbox_directory.clone(),
+            lock_wait_max: MAILBOX_LOCK_WAIT_MAX,
+        },
+        smtp: SmtpOptions {
+            helo_name: config
+                .deliver
+                .helo_name
+                .clone()
+                .unwrap_or_else(|| router.host_name().to_owned()),
+            port: SMTP_PORT,
+            loopback_only: config.deliver.remote == Remote::LoopbackOnly,
+            own_name: Arc::new(move |name| is_own_name(&own, name)),
+            timeouts: SmtpTimeouts {
+                connect: timeouts.connect,
+                iconnect: timeouts.iconnect,
+                initial: timeouts.initial,
+                helo: timeouts.helo,
+                mail: timeouts.mail,
+                rcpt: timeouts.rcpt,
+                datainit: timeouts.datainit,
+                datablock: timeouts.datablock,
+                datafinal: timeouts.datafinal,
+                rset: timeouts.rset,
+                quit: timeouts.quit,
+            },
+            cache_size: CONNECTION_CACHE_SIZE,
+            cache_idle_max: CONNECTION_CACHE_IDLE_MAX,
+        },
+    };
+    Mailers::new(options, mailbox_owners(users), resolver, clock)
+}
+
+fn is_own_name(router: &Router, name: &str) -> bool {
+    Domain::parse(name)
+        .is_ok_and(|domain| router.is_local(&Address::from_parts("postmaster", Some(domain))))
+}
+
+fn mailbox_owners(users: &Arc<Users>) -> OwnerLookup {
+    let users = Arc::clone(users);
+    Arc::new(move |name| match users.lookup(name) {
+        Ok(found) => Ok(found.map(|user| MailboxOwner {
+            uid: user.uid,
+            gid: user.gid,
+        })),
+        Err(error) => Err(io::Error::other(error)),
+    })
+}
