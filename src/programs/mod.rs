@@ -104,6 +104,9 @@ fn dispatch(invocation: &Invocation, config: &Config, command_line: &[OsString])
             };
             mailq::run(config, &selection, detail)
         }
+        (Mode::Verify, _) => verify::run(invocation, config),
+        (Mode::RebuildAliases, _) => newaliases::run(config),
+        (Mode::Deliver, None) => submit::run(invocation, config),
         _ => ExitCode::Unavailable,
     }
 }
