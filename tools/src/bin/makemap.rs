@@ -144,12 +144,12 @@ fn run() -> Result<u8, Stop> {
         let mut source = Vec::new();
         input.read_to_end(&mut source)?;
         if job.aliases == Aliases::Always || is_alias_syntax(&source) {
-            return build_aliases(&job, kind, &dest, &options, old.as_ref(), &source);
+            return build_aliases(&job, kind, &dest, &options, old, &source);
         }
         let mut rest = source.as_slice();
-        return build(&job, kind, &dest, &options, old.as_ref(), &mut rest);
+        return build(&job, kind, &dest, &options, old, &mut rest);
     }
-    build(&job, kind, &dest, &options, old.as_ref(), &mut input)
+    build(&job, kind, &dest, &options, old, &mut input)
 }
 
 /// `None`: `-l` was given.
@@ -377,13 +377,14 @@ fn build(
     kind: MapKind,
     dest: &Path,
     options: &PublishOptions,
-    old: Option<&DirectMap>,
+    old: Option<DirectMap>,
     input: &mut dyn io::BufRead,
 ) -> Result<u8, Stop> {
     let failed = |error: &MapError| cannot_open(job, kind.name(), error.detail());
     let mut builder = MapBuilder::new(kind, job.policy).map_err(|error| failed(&error))?;
+    // Its shared lock goes with it, before the exclusive one is wanted.
     if let Some(old) = old {
-        builder.insert_all(old).map_err(|error| failed(&error))?;
+        builder.insert_all(&old).map_err(|error| failed(&error))?;
     }
     let mut out = BufWriter::new(io::stdout().lock());
     let mut exit = 0;
@@ -444,15 +445,13 @@ fn build_aliases(
     kind: MapKind,
     dest: &Path,
     options: &PublishOptions,
-    old: Option<&DirectMap>,
+    old: Option<DirectMap>,
     source: &[u8],
 ) -> Result<u8, Stop> {
     let failed = |error: &MapError| cannot_open(job, kind.name(), error.detail());
     let mut builder = AliasMapBuilder::new(kind, false).map_err(|error| failed(&error))?;
     if let Some(old) = old {
-        builder
-            .keep(old as &dyn Map)
-            .map_err(|error| failed(&error))?;
+        builder.keep(&old).map_err(|error| failed(&error))?;
     }
     let name = job.name.display();
     if job.is_verbose {
