@@ -9,26 +9,20 @@
 //! Sources: RFC 5321 5.1 (locating the target host), RFC 7505 (null MX), RFC 6761 6.3 (localhost), hosts(5).
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::future::Future;
-use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
-
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{
-    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
-};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
-use hickory_resolver::net::{DnsError, NetError};
-use hickory_resolver::proto::op::ResponseCode;
-use hickory_resolver::proto::rr::{Name, RData, RecordType};
-use hickory_resolver::system_conf::read_system_conf;
+use std::time::Duration;
 
 use crate::status::Verdict;
+
+mod local;
+mod system;
+
+pub use local::HOSTS_FILE_BYTES_MAX;
+pub use system::SystemResolver;
 
 /// Default of [`ResolverOptions::query_time`].
 pub const QUERY_TIME: Duration = Duration::from_secs(5);
@@ -38,8 +32,6 @@ pub const QUERY_TRIES: usize = 2;
 pub const CACHE_ENTRIES_MAX: u64 = 16_384;
 /// Records used of one answer; the rest of a longer one is ignored.
 pub const RECORDS_MAX: usize = 64;
-/// Bytes read of the file of local names.
-pub const HOSTS_FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// A lookup did not work; says nothing of whether the name exists.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -133,181 +125,6 @@ impl Default for ResolverOptions {
     }
 }
 
-/// The real resolver: local names, then DNS with a cache.
-pub struct SystemResolver {
-    local: LocalNames,
-    /// `None` if there is no usable DNS configuration: every lookup beyond local names then fails temporarily.
-    dns: Result<TokioResolver, String>,
-    is_loopback_only: bool,
-}
-
-impl SystemResolver {
-    /// A resolver with these settings. A system without DNS configuration is no error here: local names still work,
-    /// and everything else fails temporarily with the reason, as it may be repaired while mail waits.
-    ///
-    /// Blocks: reads `/etc/resolv.conf` and the file of local names.
-    #[must_use]
-    pub fn new(options: &ResolverOptions) -> Self {
-        let is_loopback_only = !options.name_servers.is_empty()
-            && options.name_servers.iter().all(|s| s.ip().is_loopback());
-        Self {
-            local: LocalNames::new(options.hosts_file.clone()),
-            dns: build_dns(options),
-            is_loopback_only,
-        }
-    }
-
-    async fn query(
-        &self,
-        name: &str,
-        record_type: RecordType,
-    ) -> Result<Option<Vec<RData>>, LookupError> {
-        let failed = |reason: String| LookupError {
-            name: name.to_owned(),
-            reason,
-        };
-        let dns = self.dns.as_ref().map_err(|e| failed(e.clone()))?;
-        let Ok(mut absolute) = Name::from_utf8(name) else {
-            // What is no domain name has no records; no server needs to be asked.
-            return Ok(None);
-        };
-        absolute.set_fqdn(true);
-        match dns.lookup(absolute, record_type).await {
-            Ok(found) => Ok(Some(
-                found
-                    .answers()
-                    .iter()
-                    .filter(|record| record.record_type() == record_type)
-                    .map(|record| record.data.clone())
-                    .take(RECORDS_MAX)
-                    .collect(),
-            )),
-            Err(error) if is_absence(&error) => Ok(None),
-            Err(error) => Err(failed(error.to_string())),
-        }
-    }
-}
-
-/// Whether an error of the DNS library means that the record does not exist. Only a server's own word counts (I9).
-fn is_absence(error: &NetError) -> bool {
-    matches!(
-        error,
-        NetError::Dns(DnsError::NoRecordsFound(none))
-            if matches!(none.response_code, ResponseCode::NXDomain | ResponseCode::NoError)
-    )
-}
-
-fn build_dns(settings: &ResolverOptions) -> Result<TokioResolver, String> {
-    let servers = &settings.name_servers;
-    let (config, mut options) = if servers.is_empty() {
-        read_system_conf().map_err(|e| format!("/etc/resolv.conf: {e}"))?
-    } else {
-        let servers = servers
-            .iter()
-            .map(|server| {
-                let mut config = NameServerConfig::udp_and_tcp(server.ip());
-                config.connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
-                for connection in &mut config.connections {
-                    connection.port = server.port();
-                }
-                config
-            })
-            .collect();
-        (
-            ResolverConfig::from_parts(None, vec![], servers),
-            ResolverOpts::default(),
-        )
-    };
-    options.timeout = settings.query_time;
-    options.attempts = settings.query_tries;
-    options.cache_size = CACHE_ENTRIES_MAX;
-    options.use_hosts_file = ResolveHosts::Never;
-    options.try_tcp_on_error = true;
-    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-        .with_options(options)
-        .build()
-        .map_err(|e| e.to_string())
-}
-
-impl Resolver for SystemResolver {
-    fn mx<'a>(&'a self, domain: &'a str) -> Lookup<'a, MxAnswer> {
-        Box::pin(async move {
-            let domain = folded(domain);
-            if !self.local.addresses(&domain).is_empty() {
-                // A local name has no mail hosts but itself.
-                return Ok(MxAnswer::Absent);
-            }
-            let Some(records) = self.query(&domain, RecordType::MX).await? else {
-                return Ok(MxAnswer::Absent);
-            };
-            Ok(mx_answer(records.into_iter().filter_map(
-                |data| match data {
-                    RData::MX(mx) => Some((mx.preference, mx.exchange.to_string())),
-                    _ => None,
-                },
-            )))
-        })
-    }
-
-    fn addresses<'a>(&'a self, host: &'a str) -> Lookup<'a, Vec<IpAddr>> {
-        Box::pin(async move {
-            let host = folded(host);
-            let local = self.local.addresses(&host);
-            if !local.is_empty() {
-                return Ok(local);
-            }
-            let mut found = Vec::new();
-            let mut trouble = None;
-            for record_type in [RecordType::A, RecordType::AAAA] {
-                match self.query(&host, record_type).await {
-                    Ok(records) => {
-                        found.extend(records.unwrap_or_default().into_iter().filter_map(|data| {
-                            match data {
-                                RData::A(a) => Some(IpAddr::V4(a.0)),
-                                RData::AAAA(a) => Some(IpAddr::V6(a.0)),
-                                _ => None,
-                            }
-                        }));
-                    }
-                    Err(error) => trouble = Some(error),
-                }
-            }
-            match trouble {
-                // An address that was found is good even if the other family could not be asked.
-                Some(error) if found.is_empty() => Err(error),
-                _ => Ok(found),
-            }
-        })
-    }
-
-    fn names(&self, address: IpAddr) -> Lookup<'_, Vec<String>> {
-        Box::pin(async move {
-            let local = self.local.names(address);
-            if !local.is_empty() {
-                return Ok(local);
-            }
-            let reverse = Name::from(address).to_string();
-            let records = self.query(&folded(&reverse), RecordType::PTR).await?;
-            Ok(records
-                .unwrap_or_default()
-                .into_iter()
-                .filter_map(|data| match data {
-                    RData::PTR(name) => Some(folded(&name.0.to_string())),
-                    _ => None,
-                })
-                .collect())
-        })
-    }
-
-    fn local_addresses(&self, host: &str) -> Vec<IpAddr> {
-        self.local.addresses(&folded(host))
-    }
-
-    fn is_loopback_only(&self) -> bool {
-        self.is_loopback_only
-    }
-}
-
 /// Sorts MX records by preference and tells a null MX. Beside other records a null MX means nothing (RFC 7505 3).
 fn mx_answer(records: impl Iterator<Item = (u16, String)>) -> MxAnswer {
     let all: Vec<MxHost> = records
@@ -324,100 +141,6 @@ fn mx_answer(records: impl Iterator<Item = (u16, String)>) -> MxAnswer {
         (false, _) => MxAnswer::Hosts(hosts),
         (true, true) => MxAnswer::Null,
         (true, false) => MxAnswer::Absent,
-    }
-}
-
-/// The file of local names, read again when it has changed; and `localhost`.
-struct LocalNames {
-    path: Option<PathBuf>,
-    table: Mutex<HostsTable>,
-}
-
-#[derive(Default)]
-struct HostsTable {
-    /// Modification time and size of the file when it was read.
-    version: Option<(SystemTime, u64)>,
-    addresses: HashMap<String, Vec<IpAddr>>,
-    names: HashMap<IpAddr, Vec<String>>,
-}
-
-impl LocalNames {
-    fn new(path: Option<PathBuf>) -> Self {
-        Self {
-            path,
-            table: Mutex::new(HostsTable::default()),
-        }
-    }
-
-    fn addresses(&self, host: &str) -> Vec<IpAddr> {
-        if host == "localhost" || host.ends_with(".localhost") {
-            return vec![
-                IpAddr::V4(Ipv4Addr::LOCALHOST),
-                IpAddr::V6(Ipv6Addr::LOCALHOST),
-            ];
-        }
-        self.with_table(|table| table.addresses.get(host).cloned().unwrap_or_default())
-    }
-
-    fn names(&self, address: IpAddr) -> Vec<String> {
-        let found = self.with_table(|table| table.names.get(&address).cloned().unwrap_or_default());
-        if found.is_empty() && (address == Ipv4Addr::LOCALHOST || address == Ipv6Addr::LOCALHOST) {
-            return vec!["localhost".to_owned()];
-        }
-        found
-    }
-
-    /// Runs `f` on the table, reading the file first if it has changed. A file that cannot be read leaves the table
-    /// as it was: names that were known do not vanish because of a passing error.
-    fn with_table<T>(&self, f: impl FnOnce(&HostsTable) -> T) -> T {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(path) = &self.path {
-            let version = std::fs::metadata(path)
-                .ok()
-                .and_then(|m| Some((m.modified().ok()?, m.len())));
-            if version.is_some()
-                && version != table.version
-                && let Ok(read) = HostsTable::read(path)
-            {
-                *table = HostsTable { version, ..read };
-            }
-        }
-        f(&table)
-    }
-}
-
-impl HostsTable {
-    fn read(path: &Path) -> std::io::Result<Self> {
-        let mut bytes = Vec::new();
-        File::open(path)?
-            .take(HOSTS_FILE_BYTES_MAX)
-            .read_to_end(&mut bytes)?;
-        Ok(Self::parse(&String::from_utf8_lossy(&bytes)))
-    }
-
-    /// hosts(5): an address, then names; `#` starts a comment. Lines that are neither are skipped.
-    fn parse(text: &str) -> Self {
-        let mut table = Self::default();
-        for line in text.lines() {
-            let line = line.split('#').next().unwrap_or_default();
-            let mut words = line.split_ascii_whitespace();
-            let Some(address) = words.next().and_then(|w| w.parse::<IpAddr>().ok()) else {
-                continue;
-            };
-            for name in words.map(folded) {
-                table
-                    .addresses
-                    .entry(name.clone())
-                    .or_default()
-                    .push(address);
-                table.names.entry(address).or_default().push(name);
-            }
-        }
-        for addresses in table.addresses.values_mut() {
-            addresses.sort_by_key(IpAddr::is_ipv6);
-            addresses.dedup();
-        }
-        table
     }
 }
 
@@ -527,37 +250,6 @@ impl Resolver for TableResolver {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn local_names_come_from_the_file_and_localhost_always_exists() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("hosts");
-        std::fs::write(
-            &path,
-            "::2 six.test\n192.0.2.7 Gold.Example.TEST gold # not this\n192.0.2.8 six.test\nrubbish x\n",
-        )
-        .unwrap();
-        let names = LocalNames::new(Some(path.clone()));
-        assert_eq!(
-            names.addresses("gold.example.test"),
-            ["192.0.2.7".parse::<IpAddr>().unwrap()]
-        );
-        assert_eq!(names.addresses("not"), Vec::<IpAddr>::new());
-        let six = names.addresses("six.test");
-        assert!(six[0].is_ipv4() && six[1].is_ipv6());
-        assert_eq!(
-            names.names("192.0.2.7".parse().unwrap()),
-            ["gold.example.test", "gold"]
-        );
-        assert!(names.addresses("localhost").iter().all(IpAddr::is_loopback));
-        std::fs::write(&path, "192.0.2.9 gold\n").unwrap();
-        assert_eq!(
-            names.addresses("gold"),
-            ["192.0.2.9".parse::<IpAddr>().unwrap()]
-        );
-        std::fs::remove_file(&path).unwrap();
-        assert_eq!(names.addresses("gold").len(), 1, "kept on a read error");
-    }
 
     #[test]
     fn mx_records_are_sorted_and_a_null_mx_counts_only_alone() {
