@@ -849,6 +849,8 @@ impl Inner {
 const CHUNK_BYTES_MAX: usize = 256 << 10;
 
 #[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
 mod journal_tests;
 #[cfg(test)]
 #[path = "../../tests/support/sim_storage.rs"]
