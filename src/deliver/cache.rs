@@ -9,6 +9,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::Verbose;
 use super::client::SmtpClient;
 
 /// Messages sent over one connection; servers tend to have a limit of their own.
@@ -86,12 +87,15 @@ impl ConnectionCache {
         }
     }
 
-    /// Closes what is kept, and waits for the servers to say goodbye.
-    pub(crate) async fn close(&self) {
+    /// Closes what is kept, and waits for the servers to say goodbye. `verbose` is told how.
+    pub(crate) async fn close(&self, verbose: Option<&Verbose>) {
         let entries = std::mem::take(&mut self.lock().entries);
         let closing: Vec<_> = entries
             .into_iter()
-            .map(|entry| tokio::spawn(entry.client.quit(QUIT_TIME_MAX)))
+            .map(|mut entry| {
+                entry.client.set_verbose(verbose.cloned());
+                tokio::spawn(entry.client.quit(QUIT_TIME_MAX))
+            })
             .collect();
         for task in closing {
             // A task that did not end well has closed its connection all the same.

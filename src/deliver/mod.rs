@@ -199,7 +199,12 @@ impl Mailers {
 
     /// Closes the connections that are kept for later messages, politely where the other side answers.
     pub async fn close_idle(&self) {
-        self.smtp.close_idle().await;
+        self.smtp.close_idle(None).await;
+    }
+
+    /// As [`Mailers::close_idle`], with the lines that `-v` shows.
+    pub async fn close_idle_watched(&self, verbose: &Verbose) {
+        self.smtp.close_idle(Some(verbose)).await;
     }
 }
 

@@ -19,7 +19,7 @@ use super::client::{
 };
 pub use super::hosts::{ADDRESSES_MAX, HOSTS_MAX};
 use super::hosts::{Finder, Host};
-use super::{Attempt, NextHop, Results, SmtpTimeouts, say};
+use super::{Attempt, NextHop, Results, SmtpTimeouts, Verbose, say};
 use crate::address::PATH_BYTES_MAX;
 use crate::dns::Resolver;
 use crate::envelope::{Delivery, Outcome};
@@ -101,8 +101,8 @@ impl SmtpMailer {
         }
     }
 
-    pub(crate) async fn close_idle(&self) {
-        self.cache.close().await;
+    pub(crate) async fn close_idle(&self, verbose: Option<&Verbose>) {
+        self.cache.close(verbose).await;
     }
 
     /// Tries hosts until no recipient is open; gives the outcome for those that still are.
@@ -188,6 +188,12 @@ impl SmtpMailer {
             Ok(_) => client.hello(&self.options.helo_name).await,
             Err(error) => Err(error),
         };
+        // Our own server on this host lets the user watch the delivery; no other is asked to.
+        let wants_verbose = dialogue.attempt.verbose.is_some() && target.ip().is_loopback();
+        if greeted.is_ok() && wants_verbose && client.offers("VERB") {
+            // Refused or not, the message can be sent; a lost connection shows at the next step.
+            let _ = client.command("VERB").await;
+        }
         let result = match greeted {
             Ok(()) => dialogue.converse(&mut client).await,
             Err(error) => {

@@ -153,7 +153,12 @@ impl Relay {
 
     /// Ends the connection politely.
     pub(super) fn close(self) {
-        self.runtime.block_on(self.mailers.close_idle());
+        self.runtime.block_on(async {
+            match &self.verbose {
+                Some(verbose) => self.mailers.close_idle_watched(verbose).await,
+                None => self.mailers.close_idle().await,
+            }
+        });
     }
 }
 
