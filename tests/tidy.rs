@@ -3,7 +3,7 @@
 //! Checks, by reading the source text: which module imports which (the table [`ROOMS`]), which library is named where
 //! ([`LIBRARIES`]), that the spool, the queue and the router reach neither files for writing nor clocks past their
 //! seams, that the top level is fixed, that no file has a name that says nothing, and that every file opens with
-//! `//!`. The checks themselves are tested on text that breaks each rule.
+//! `//!`; and that ARCHITECTURE.md has the same tables. The checks themselves are tested on text that breaks each rule.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -132,10 +132,9 @@ const VAGUE: [&str; 7] = [
 /// Folders of the top level, besides those that Git ignores or that begin with a dot.
 const TOP_FOLDERS: [&str; 5] = ["src", "maps", "tools", "benches", "tests"];
 /// Files of the top level, besides those that begin with a dot.
-const TOP_FILES: [&str; 11] = [
+const TOP_FILES: [&str; 10] = [
     "Cargo.toml",
     "Cargo.lock",
-    "LICENSE",
     "LICENSE-MIT",
     "LICENSE-APACHE",
     "README.md",
@@ -234,6 +233,42 @@ fn every_module_of_the_library_has_a_row_in_the_table() {
 }
 
 #[test]
+fn the_document_has_the_same_tables() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let as_rows = |table: &[(&str, &[&str])]| -> Vec<(String, String)> {
+        let row = |(name, cells): &(&str, &[&str])| ((*name).to_owned(), cells.join(", "));
+        table.iter().map(row).collect()
+    };
+    assert_eq!(
+        table_below(&text, "| module | may import |"),
+        as_rows(ROOMS)
+    );
+    assert_eq!(
+        table_below(&text, "| library | only in |"),
+        as_rows(LIBRARIES)
+    );
+}
+
+#[test]
+fn every_dependency_is_accounted_for() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let rows = table_below(&text, "| crate | what for |");
+    let known: BTreeSet<&str> = rows.iter().flat_map(|(name, _)| name.split(", ")).collect();
+    let mut count = 0;
+    for manifest in ["Cargo.toml", "maps/Cargo.toml", "tools/Cargo.toml"] {
+        let manifest = fs::read_to_string(root().join(manifest)).unwrap();
+        for name in dependencies(&manifest) {
+            assert!(
+                name.starts_with("diligence") || known.contains(name),
+                "{name} has no line in ARCHITECTURE.md"
+            );
+            count += 1;
+        }
+    }
+    assert!(count >= 10, "the manifests name only {count} dependencies?");
+}
+
+#[test]
 fn the_checks_find_what_they_are_for() {
     let imports = |name: &str, text: &str| import_complaints(name, text).len();
     assert_eq!(
@@ -309,6 +344,16 @@ fn the_checks_find_what_they_are_for() {
         0
     );
     assert_eq!(direct("src/deliver/local.rs", "OpenOptions::new()"), 0);
+
+    let text = "| a | b |\n\n| crate | for |\n|---|---|\n| `x`, y | `p`, q | r |\n| z |  |\n\nrest | of | it";
+    let rows = [("x, y", "p, q"), ("z", "")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+    assert_eq!(table_below(text, "| crate |"), rows);
+    assert_eq!(
+        dependencies(
+            "[package]\nname = \"n\"\n[dependencies]\na.workspace = true\n[dev-dependencies]\nb = \"1\"\n[lints]\nc = 1"
+        ),
+        ["a", "b"]
+    );
 
     let file = |name: &str, text: &str| file_complaints(name, text).len();
     assert_eq!(file("src/route/helpers.rs", "//! x"), 1);
@@ -397,6 +442,32 @@ fn file_complaints(name: &str, text: &str) -> Vec<String> {
         complaints.push(format!("{name}: does not open with `//!`"));
     }
     complaints
+}
+
+/// The first two cells of each row of the table whose heading begins so, without backquotes.
+fn table_below(text: &str, heading: &str) -> Vec<(String, String)> {
+    let mut lines = text.lines().skip_while(|line| !line.starts_with(heading));
+    let rows = lines.by_ref().skip(2).take_while(|l| l.starts_with('|'));
+    rows.map(|row| {
+        let row = row.replace('`', "");
+        let mut cells = row.split('|').skip(1).map(|cell| cell.trim().to_owned());
+        (cells.next().unwrap(), cells.next().unwrap())
+    })
+    .collect()
+}
+
+/// The dependencies that a manifest names, those of tests included.
+fn dependencies(manifest: &str) -> Vec<&str> {
+    let mut names = Vec::new();
+    let mut is_inside = false;
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            is_inside = matches!(line, "[dependencies]" | "[dev-dependencies]");
+        } else if is_inside && !line.starts_with('#') && !line.trim().is_empty() {
+            names.extend(line.split(['.', ' ', '=']).next());
+        }
+    }
+    names
 }
 
 /// The module of `src/` that a file belongs to: `spool` for `src/spool/journal.rs` and for `src/spool.rs`.
