@@ -7,9 +7,10 @@
 use super::command::{MailParameters, shorten};
 use super::data::{Piece, Unstuffer};
 use super::header::{HeaderFacts, HeaderFault, HeaderReader, Trace, lf_bytes};
-use super::settings::{Limits, Severity};
+use super::settings::Limits;
 use crate::address::ReversePath;
 use crate::envelope::{MessageId, Recipient};
+use crate::maillog::Severity;
 use crate::spool::SpoolError;
 use crate::status::{Reply, Status};
 

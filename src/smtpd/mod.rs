@@ -9,13 +9,17 @@
 //! Touches the network through tokio alone.
 
 mod command;
+pub mod connection;
 mod data;
 mod date;
 mod header;
 mod help;
 mod message;
+pub mod names;
+mod server;
 mod session;
 mod settings;
 
+pub use server::{ConnectionLimits, Listen, Server, ServerError};
 pub use session::{COMMAND_BYTES_MAX, Session, Step};
-pub use settings::{Limits, LogLine, Peer, Privacy, Settings, Severity, Timeouts};
+pub use settings::{Limits, LogLine, Peer, Privacy, Settings, Timeouts};

@@ -20,9 +20,11 @@ use std::time::Duration;
 
 use super::date::arpa_date;
 use super::message::{Mail, Progress, Reception, ReceptionTrace, spool_refusal};
-use super::settings::{LogLine, Peer, Settings, Severity, VERSION};
+use super::settings::{LogLine, Peer, Settings, VERSION};
 use crate::address::{Address, ReversePath};
 use crate::envelope::{Arrival, Envelope, MessageId, Recipient};
+use crate::maillog::Severity;
+use crate::route::Client;
 use crate::spool::SpoolError;
 use crate::status::{Reply, Status};
 
@@ -35,11 +37,16 @@ pub enum Step<'a> {
     /// Write the output, then read more; what is left of the input must be kept in front of it.
     Read,
     /// May this sender be used? Answer with [`Session::sender_checked`].
-    CheckSender(&'a ReversePath),
-    /// Begin a message of about this many bytes (0 if unknown) in the spool. Answer with [`Session::begun`].
-    Begin(u64),
+    CheckSender(&'a ReversePath, &'a Client),
+    /// Begin a message in the spool. Answer with [`Session::begun`].
+    Begin {
+        /// The id it is to have.
+        id: MessageId,
+        /// How long the client says it will be; 0 if it did not.
+        declared_bytes: u64,
+    },
     /// May this recipient be used? Answer with [`Session::recipient_checked`].
-    CheckRecipient(&'a Address),
+    CheckRecipient(&'a Address, &'a Client),
     /// VRFY. Answer with [`Session::verified`].
     Verify(&'a str),
     /// EXPN. Answer with [`Session::expanded`].
@@ -93,6 +100,7 @@ pub struct Session {
     /// MAIL, VRFY or EXPN was given.
     has_purpose: bool,
     has_mail: bool,
+    has_quit: bool,
     /// The message begun is no longer wanted, and the driver has not been told.
     must_abandon: bool,
     pause: Duration,
@@ -148,6 +156,7 @@ impl Session {
             is_verbose: false,
             has_purpose: false,
             has_mail: false,
+            has_quit: false,
             must_abandon: false,
             pause: Duration::ZERO,
             id: None,
@@ -158,7 +167,7 @@ impl Session {
 
     /// Who is at the other end, as routing asks; HELO included.
     #[must_use]
-    pub fn client(&self) -> &crate::route::Client {
+    pub fn client(&self) -> &Client {
         &self.peer.client
     }
 
@@ -176,6 +185,18 @@ impl Session {
     #[must_use]
     pub fn is_receiving(&self) -> bool {
         matches!(self.phase, Phase::Data(_))
+    }
+
+    /// How long a client that gave VERB may wait for its message's run.
+    #[must_use]
+    pub fn verbose_wait(&self) -> Duration {
+        self.settings.timeouts.verbose_run
+    }
+
+    /// Whether the session ended because the client said so, and nothing it sent is left unread.
+    #[must_use]
+    pub fn has_quit(&self) -> bool {
+        self.has_quit
     }
 
     /// Whether the client asked to see the delivery (VERB).
@@ -272,17 +293,21 @@ impl Session {
             Next::Read | Next::Again => Step::Read,
             Next::Prologue | Next::Ask => match &self.phase {
                 Phase::Data(reception) => Step::Content(&reception.prologue),
-                Phase::Recipient(pending) => Step::CheckRecipient(&pending.address),
+                Phase::Recipient(pending) => {
+                    Step::CheckRecipient(&pending.address, &self.peer.client)
+                }
                 Phase::Verify(text) => Step::Verify(text),
                 Phase::Expand(text) => Step::Expand(text),
-                Phase::Begin => Step::Begin(
-                    self.mail
+                Phase::Begin => Step::Begin {
+                    id: *self.id.get_or_insert_with(|| (self.settings.new_id)()),
+                    declared_bytes: self
+                        .mail
                         .as_ref()
                         .and_then(|mail| mail.parameters.declared_bytes)
                         .unwrap_or(0),
-                ),
+                },
                 _ => match &self.mail {
-                    Some(mail) => Step::CheckSender(&mail.path),
+                    Some(mail) => Step::CheckSender(&mail.path, &self.peer.client),
                     None => Step::Read,
                 },
             },
@@ -446,7 +471,7 @@ impl Session {
             arrival: Arrival {
                 unix_ms: reception.unix_ms,
                 protocol: self.protocol.to_owned(),
-                daemon: self.settings.daemon.clone(),
+                daemon: self.peer.daemon.to_string(),
                 helo: self.peer.client.helo.clone(),
                 client_name: self.peer.client.name.clone(),
                 client_address: Some(self.peer.client.address),
@@ -523,7 +548,7 @@ impl Session {
         if self.has_mail {
             let text = format!(
                 "lost input channel from {} to {} after {}",
-                self.peer.shown, self.settings.daemon, self.last_command
+                self.peer.shown, self.peer.daemon, self.last_command
             );
             self.note(Severity::Notice, 2, text);
         }
@@ -586,7 +611,7 @@ impl Session {
         if !self.has_purpose && self.refusal.is_none() && !matches!(self.phase, Phase::Start) {
             let text = format!(
                 "{} did not issue MAIL/EXPN/VRFY/ETRN during connection to {}",
-                self.peer.shown, self.settings.daemon
+                self.peer.shown, self.peer.daemon
             );
             self.note(Severity::Info, 6, text);
         }

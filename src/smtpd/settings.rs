@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::config::{Privacy as Flag, PrivacyOptions, SmtpdOptions};
 use crate::envelope::MessageId;
+use crate::maillog::Severity;
 use crate::route::Client;
 
 /// The version in greeting and Received fields.
@@ -17,8 +19,6 @@ pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub struct Settings {
     /// This host's full name, Sendmail's `$j`.
     pub host: String,
-    /// The daemon's name in log and envelope, `MTA`; `stdin` for `-bs`.
-    pub daemon: String,
     /// The greeting's text after the 220, with `$j`, `$w`, `$v`, `$Z` and `$b` to be put in; the word ESMTP goes in
     /// after its first word.
     pub greeting: String,
@@ -46,7 +46,6 @@ impl Settings {
     ) -> Self {
         Self {
             host: host.into(),
-            daemon: "MTA".to_owned(),
             greeting: "$j Diligence $v; $b".to_owned(),
             privacy: Privacy::default(),
             limits: Limits::default(),
@@ -54,6 +53,36 @@ impl Settings {
             has_lax_helo: false,
             clock,
             new_id,
+        }
+    }
+
+    /// The settings that the configuration asks for.
+    #[must_use]
+    pub fn of_config(
+        options: &SmtpdOptions,
+        host: impl Into<String>,
+        clock: Arc<dyn Clock>,
+        new_id: Arc<dyn Fn() -> MessageId + Send + Sync>,
+    ) -> Self {
+        let limits = &options.limits;
+        Self {
+            greeting: options.greeting.clone(),
+            privacy: Privacy::of_config(options.privacy),
+            limits: Limits {
+                message_bytes_max: limits.max_message_size.map_or(0, |size| size.as_bytes()),
+                header_bytes_max: limits.max_headers_length.as_len(),
+                recipients_max: usize::try_from(limits.max_rcpts).unwrap_or(usize::MAX),
+                hops_max: limits.max_hop_count,
+                bad_recipients_throttle: limits.bad_rcpt_throttle.unwrap_or(0),
+                noop_max: limits.max_noop_commands,
+            },
+            timeouts: Timeouts {
+                command: options.timeouts.command,
+                data_block: options.timeouts.datablock,
+                ..Timeouts::default()
+            },
+            has_lax_helo: options.allow_bogus_helo,
+            ..Self::new(host, clock, new_id)
         }
     }
 }
@@ -79,6 +108,20 @@ pub struct Privacy {
     pub no_verb: bool,
     /// `noreceipts`: DSN is neither offered nor taken.
     pub no_receipts: bool,
+}
+
+impl Privacy {
+    fn of_config(flags: PrivacyOptions) -> Self {
+        Self {
+            needs_helo_for_mail: flags.has(Flag::NeedMailHelo),
+            needs_helo_for_expn: flags.has(Flag::NeedExpnHelo),
+            needs_helo_for_vrfy: flags.has(Flag::NeedVrfyHelo),
+            no_expn: flags.has(Flag::NoExpn),
+            no_vrfy: flags.has(Flag::NoVrfy),
+            no_verb: flags.has(Flag::NoVerb),
+            no_receipts: flags.has(Flag::NoReceipts),
+        }
+    }
 }
 
 /// How much a client may send.
@@ -147,6 +190,8 @@ pub struct Peer {
     pub is_trusted: bool,
     /// Whether bytes that come before their reply was sent are held against it. Not for standard input.
     pub must_wait: bool,
+    /// The daemon it came through, in log and envelope: `MTA`; `stdin` for standard input.
+    pub daemon: Arc<str>,
 }
 
 impl Peer {
@@ -171,6 +216,7 @@ impl Peer {
             shown,
             is_trusted: is_this_host(address),
             must_wait: true,
+            daemon: Arc::from("MTA"),
         }
     }
 
@@ -186,6 +232,7 @@ impl Peer {
             shown: format!("{user}@localhost"),
             is_trusted: true,
             must_wait: false,
+            daemon: Arc::from("stdin"),
         }
     }
 
@@ -204,25 +251,14 @@ fn is_this_host(address: IpAddr) -> bool {
     }
 }
 
-/// Severity of a log line, by syslog's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Severity {
-    /// Sendmail's SYSERR.
-    Critical,
-    /// Refusals.
-    Notice,
-    /// What happens.
-    Info,
-}
-
 /// A line for the maillog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogLine {
     /// Severity.
     pub severity: Severity,
     /// The smallest LogLevel at which it is written.
-    pub level: u8,
-    /// The queue id put before it, if it has one.
+    pub level: u32,
+    /// The queue id put before it; `None` for lines that have none, such as those about a client refused.
     pub id: Option<MessageId>,
     /// The text after the id.
     pub text: String,

@@ -26,8 +26,9 @@ use std::time::Duration;
 
 use diligence::clock::ManualClock;
 use diligence::envelope::{Envelope, MessageId};
+use diligence::maillog::Severity;
 use diligence::route::Verified;
-use diligence::smtpd::{Peer, Privacy, Session, Settings, Severity, Step};
+use diligence::smtpd::{Peer, Privacy, Session, Settings, Step};
 use diligence::spool::SpoolError;
 use diligence::status::{Reply, Status};
 
@@ -159,7 +160,6 @@ struct Player<'s> {
     script: &'s Script,
     cut: Cut,
     session: Session,
-    next_id: Arc<AtomicU64>,
     /// Bytes sent and not yet used by the session.
     input: Vec<u8>,
     /// What the server has said and nobody has compared, line by line.
@@ -173,14 +173,11 @@ struct Player<'s> {
 
 impl<'s> Player<'s> {
     fn new(script: &'s Script, cut: Cut) -> Self {
-        let next_id = Arc::new(AtomicU64::new(
-            MessageId::first_of(NOW_UNIX_MS / 1000, 1306).number(),
-        ));
-        let ids = Arc::clone(&next_id);
+        let next_id = AtomicU64::new(MessageId::first_of(NOW_UNIX_MS / 1000, 1306).number());
         let mut settings = Settings::new(
             "h.test",
             Arc::new(ManualClock::at(NOW_UNIX_MS)),
-            Arc::new(move || MessageId::from_number(ids.fetch_add(1, Ordering::Relaxed))),
+            Arc::new(move || MessageId::from_number(next_id.fetch_add(1, Ordering::Relaxed))),
         );
         let mut peer = Peer::remote(
             "127.0.0.50".parse().unwrap(),
@@ -219,7 +216,6 @@ impl<'s> Player<'s> {
             script,
             cut,
             session,
-            next_id,
             input: Vec::new(),
             said: VecDeque::new(),
             content: None,
@@ -313,7 +309,7 @@ impl<'s> Player<'s> {
                     self.collect();
                     self.say(format!("(pause {}s)", Duration::as_secs(&time)));
                 }
-                Step::CheckSender(path) => {
+                Step::CheckSender(path, _) => {
                     let verdict = match path.address() {
                         Some(a) if a.domain().is_some_and(|d| d.as_str() == "refused.test") => {
                             Err(Reply::new(
@@ -326,18 +322,17 @@ impl<'s> Player<'s> {
                     };
                     self.session.sender_checked(verdict);
                 }
-                Step::Begin(_) => {
+                Step::Begin { .. } => {
                     let result = match self.setting("begin") {
                         Some(fault) => Err(spool_error(fault)),
                         None => {
                             self.content = Some(Vec::new());
-                            let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-                            Ok(MessageId::from_number(id))
+                            Ok(())
                         }
                     };
                     self.session.begun(result);
                 }
-                Step::CheckRecipient(address) => {
+                Step::CheckRecipient(address, _) => {
                     let verdict = check_recipient(&address.to_string());
                     self.session.recipient_checked(verdict);
                 }
@@ -402,6 +397,7 @@ impl<'s> Player<'s> {
                 Severity::Critical => "crit",
                 Severity::Notice => "notice",
                 Severity::Info => "info",
+                other => panic!("{other:?} is not a session's"),
             };
             let id = line.id.map(|id| format!("{id}: ")).unwrap_or_default();
             self.log.push(format!("{severity} {id}{}", line.text));

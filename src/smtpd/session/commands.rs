@@ -10,9 +10,9 @@ use std::time::Duration;
 use super::super::command::{self, Command, MailParameters, Path, RcptParameters, shorten};
 use super::super::help;
 use super::super::message::{Mail, Reception, spool_refusal};
-use super::super::settings::Severity;
 use super::{Line, PendingRecipient, Phase, Session};
-use crate::envelope::{MessageId, Recipient};
+use crate::envelope::Recipient;
+use crate::maillog::Severity;
 use crate::route::Verified;
 use crate::spool::SpoolError;
 use crate::status::{Reply, Status};
@@ -98,6 +98,7 @@ impl Session {
             Command::Quit => {
                 let text = format!("{} closing connection", self.settings.host);
                 self.reply(221, Status::OK, &text);
+                self.has_quit = rest.is_empty();
                 self.close();
             }
             Command::NotBuilt => {
@@ -218,6 +219,8 @@ impl Session {
             Err(reply) => {
                 self.note_refusal(&reply);
                 self.say(&reply);
+                // The next message is another one, in the log too.
+                self.id = None;
             }
         }
     }
@@ -249,7 +252,7 @@ impl Session {
         Ok(mail)
     }
 
-    /// Answers [`Step::CheckSender`].
+    /// Answers [`Step::CheckSender`](super::Step).
     pub fn sender_checked(&mut self, verdict: Result<(), Reply>) {
         match verdict {
             Ok(()) => self.phase = Phase::Begin,
@@ -266,14 +269,14 @@ impl Session {
         }
     }
 
-    /// Answers [`Step::Begin`] with the id of the message.
-    pub fn begun(&mut self, begun: Result<MessageId, SpoolError>) {
+    /// Answers [`Step::Begin`](super::Step).
+    pub fn begun(&mut self, begun: Result<(), SpoolError>) {
         self.phase = Phase::Command;
         match begun {
-            Ok(id) => {
+            Ok(()) => {
                 self.has_mail = true;
                 let Some(mail) = &mut self.mail else { return };
-                mail.id = Some(id);
+                mail.id = self.id;
                 let text = format!("{}... Sender ok", mail.shown);
                 self.reply(250, Status::new(2, 1, 0), &text);
             }
@@ -343,7 +346,7 @@ impl Session {
         })
     }
 
-    /// Answers [`Step::CheckRecipient`].
+    /// Answers [`Step::CheckRecipient`](super::Step).
     pub fn recipient_checked(&mut self, verdict: Result<(), Reply>) {
         let Phase::Recipient(pending) = std::mem::replace(&mut self.phase, Phase::Command) else {
             return;
@@ -397,7 +400,7 @@ impl Session {
         self.phase = Phase::Verify(argument.to_owned());
     }
 
-    /// Answers [`Step::Verify`].
+    /// Answers [`Step::Verify`](super::Step).
     pub fn verified(&mut self, found: Result<Verified, Reply>) {
         self.phase = Phase::Command;
         let reply = match found {
@@ -430,7 +433,7 @@ impl Session {
         self.phase = Phase::Expand(argument.to_owned());
     }
 
-    /// Answers [`Step::Expand`] with one address or target a line.
+    /// Answers [`Step::Expand`](super::Step) with one address or target a line.
     pub fn expanded(&mut self, found: Result<Vec<String>, Reply>) {
         self.phase = Phase::Command;
         let reply = match found {

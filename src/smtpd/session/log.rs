@@ -5,13 +5,14 @@
 
 use super::super::command::shorten;
 use super::super::message::{Mail, Reception};
-use super::super::settings::{LogLine, Severity};
+use super::super::settings::LogLine;
 use super::Session;
 use crate::envelope::{BodyType, MessageId};
+use crate::maillog::Severity;
 use crate::status::Reply;
 
 impl Session {
-    pub(super) fn note(&mut self, severity: Severity, level: u8, text: String) {
+    pub(super) fn note(&mut self, severity: Severity, level: u32, text: String) {
         let id = match self.mail.as_ref().and_then(|mail| mail.id) {
             Some(id) => id,
             None => *self.id.get_or_insert_with(|| (self.settings.new_id)()),
@@ -23,7 +24,7 @@ impl Session {
         &mut self,
         id: Option<MessageId>,
         severity: Severity,
-        level: u8,
+        level: u32,
         text: String,
     ) {
         self.log.push(LogLine {
@@ -78,7 +79,7 @@ impl Session {
             mail.shown,
             mail.recipients.len(),
             self.protocol,
-            self.settings.daemon,
+            self.peer.daemon,
             self.peer.shown
         );
         self.note_for(id, Severity::Info, 5, text);
