@@ -275,7 +275,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             timeouts.command
         };
         if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
-            let more = if is_receiving { READ_BYTES_MAX } else { READ_BYTES };
+            let more = if is_receiving {
+                READ_BYTES_MAX
+            } else {
+                READ_BYTES
+            };
             self.buffer.reserve(more);
         }
         idle.as_mut().reset(Instant::now() + wait);
@@ -325,11 +329,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     }
 }
 
-fn begin(
-    backend: &Backend,
-    id: MessageId,
-    declared_bytes: u64,
-) -> Result<Transaction, SpoolError> {
+fn begin(backend: &Backend, id: MessageId, declared_bytes: u64) -> Result<Transaction, SpoolError> {
     if declared_bytes > 0
         && let Some(free) = &backend.free_bytes
     {

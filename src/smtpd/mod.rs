@@ -8,6 +8,8 @@
 //! Sources: RFC 5321, 1870 (SIZE), 2034 (enhanced status codes), 2920 (pipelining), 3461 (DSN), 6152 (8BITMIME).
 //! Touches the network through tokio alone.
 
+#![deny(clippy::indexing_slicing)]
+
 mod command;
 pub mod connection;
 mod data;
@@ -20,6 +22,7 @@ mod server;
 mod session;
 mod settings;
 
-pub use server::{ConnectionLimits, Listen, Server, ServerError};
+pub use connection::{Backend, FreeBytes, Stopping, Watch};
+pub use server::{BACKLOG_MIN, ConnectionLimits, GRACE, Listen, Server, ServerError};
 pub use session::{COMMAND_BYTES_MAX, Session, Step};
 pub use settings::{Limits, LogLine, Peer, Privacy, Settings, Timeouts};

@@ -218,8 +218,7 @@ impl Open {
     fn admit(self: &Arc<Self>, client: IpAddr, limits: &ConnectionLimits) -> Option<Counted> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let of_client = counts.by_client.get(&client).copied().unwrap_or(0);
-        if counts.total >= limits.total
-            || (limits.per_client > 0 && of_client >= limits.per_client)
+        if counts.total >= limits.total || (limits.per_client > 0 && of_client >= limits.per_client)
         {
             return None;
         }
@@ -323,13 +322,9 @@ impl Door {
         // A socket that refuses the option still works.
         let _ = SockRef::from(&stream).set_tcp_nodelay(true);
         let _is_done = self.is_done.clone();
-        let admission = counted.is_none().then(|| {
-            Reply::new(
-                421,
-                Status::new(4, 3, 2),
-                "Too many open connections.",
-            )
-        });
+        let admission = counted
+            .is_none()
+            .then(|| Reply::new(421, Status::new(4, 3, 2), "Too many open connections."));
         let name = if admission.is_some() {
             super::names::ClientName::default()
         } else {

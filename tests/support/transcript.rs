@@ -36,7 +36,7 @@ use diligence::status::{Reply, Status};
 const NOW_UNIX_MS: u64 = 1_795_367_553_000;
 
 /// A parsed transcript.
-pub struct Script {
+pub(crate) struct Script {
     name: String,
     settings: Vec<(String, String)>,
     events: Vec<Event>,
@@ -55,7 +55,7 @@ enum Event {
 
 /// How the client's bytes are cut.
 #[derive(Debug, Clone, Copy)]
-pub enum Cut {
+pub(crate) enum Cut {
     /// As the transcript has them.
     Whole,
     /// One at a time.
@@ -66,7 +66,7 @@ pub enum Cut {
 
 impl Script {
     /// Parses a transcript; panics with the line's number if it is wrong.
-    pub fn parse(name: &str, text: &str) -> Self {
+    pub(crate) fn parse(name: &str, text: &str) -> Self {
         let mut script = Self {
             name: name.to_owned(),
             settings: Vec::new(),
@@ -110,12 +110,12 @@ impl Script {
     }
 
     /// Whether it can be played in one way only.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.settings.iter().any(|(key, _)| key == "whole")
     }
 
     /// Plays it; panics with all that was said if the server's part differs.
-    pub fn play(&self, cut: Cut) {
+    pub(crate) fn play(&self, cut: Cut) {
         let mut player = Player::new(self, cut);
         for event in &self.events {
             player.play(event);
@@ -128,7 +128,7 @@ impl Script {
 }
 
 /// `from=<..> brackets rcpts=[..] body=.. ret=.. envid=.. body_bytes=..`, what is not set left out.
-pub fn envelope_line(envelope: &Envelope) -> String {
+pub(crate) fn envelope_line(envelope: &Envelope) -> String {
     let mut line = format!("from={}", envelope.sender_shown());
     for recipient in &envelope.recipients {
         write!(line, " to={}", recipient.shown()).unwrap();
