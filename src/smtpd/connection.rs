@@ -9,7 +9,6 @@
 //! Touches the stream, the spool and the log. Limits: [`READ_BYTES`], [`READ_BYTES_MAX`], [`DRAIN_BYTES_MAX`], the
 //! session's own; each wait has a timeout (RFC 5321 4.5.3.2).
 
-use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
