@@ -21,6 +21,7 @@ pub mod dns;
 pub mod envelope;
 pub mod maillog;
 pub mod programs;
+pub mod queue;
 pub mod route;
 pub mod smtpd;
 pub mod spool;

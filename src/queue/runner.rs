@@ -1,0 +1,558 @@
+//! One leased message: expand, route, attempt, record.
+//!
+//! Order (I7, SPOOL 5): what aliases lead to is recorded and durable before any of it is attempted; then one update
+//! holds every outcome of the run, the next due time and the reports they ask for, and the spool removes a message of
+//! which nothing is pending in the same transaction. The update is handed over, not waited for: the message's permit
+//! of the window is given back when it is durable.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::hosts::{HostSlot, Start};
+use super::report::{self, Ages, Result as Reported, Wanted};
+use super::scheduler::due_after;
+use super::{Shared, UNREADABLE_MAX, locked};
+use crate::deliver::dsn::{Fate, RETURNED_BYTES_MAX};
+use crate::deliver::{Attempt, ContentOpener, DeliveryRecipient, Destination, NextHop, Verbose};
+use crate::envelope::{ControllingUser, Delivery, Outcome, Recipient, RecipientId, RecipientState};
+use crate::maillog::ToLine;
+use crate::route::{Hop, Route, Taken};
+use crate::spool::{Lease, NewMessage, SpoolError, StoredMessage, Update};
+use crate::status::Status;
+
+/// Sendmail's priority: what each recipient adds, and what each attempt.
+const PRIORITY_OF_RECIPIENT: i64 = 30_000;
+const PRIORITY_OF_ATTEMPT: i64 = 90_000;
+
+/// What routing made of a message.
+struct Plan {
+    message: StoredMessage,
+    /// Who stands behind it, for the log.
+    sender: Option<ControllingUser>,
+    /// Recipients that aliases replace; if there are any, nothing else is done before they are recorded.
+    expansions: Vec<(RecipientId, Vec<Recipient>)>,
+    /// Outcomes that need no attempt.
+    settled: Vec<(RecipientId, Outcome)>,
+    groups: Vec<(Destination, Vec<DeliveryRecipient>)>,
+    /// Lines for those who watch.
+    lines: Vec<String>,
+}
+
+/// Recipients with the same outcome, for one line of the log.
+struct Ended {
+    outcomes: Vec<(RecipientId, Outcome)>,
+    took: Option<Duration>,
+}
+
+/// Works on one message until it is recorded, or given back.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    lease: Lease,
+    place: OwnedSemaphorePermit,
+    window: OwnedSemaphorePermit,
+) {
+    let id = lease.id();
+    let verbose = shared.verbose(id);
+    let plan = loop {
+        let worker = Arc::clone(&shared);
+        let planned = tokio::task::spawn_blocking(move || plan(&worker, id)).await;
+        let planned = match planned {
+            Ok(planned) => planned,
+            Err(error) => {
+                let text = format!("routing ended by an internal error: {error}");
+                shared.maillog.system_error(Some(id), "root", &text);
+                keep_aside(&shared, lease);
+                return;
+            }
+        };
+        let mut plan = match planned {
+            Ok(Some(plan)) => plan,
+            Ok(None) => {
+                shared.unwatch(id);
+                return;
+            }
+            Err(error) => {
+                let text = format!("message can't be read: {error}");
+                shared.maillog.system_error(Some(id), "root", &text);
+                keep_aside(&shared, lease);
+                return;
+            }
+        };
+        if let Some(verbose) = &verbose {
+            plan.lines.drain(..).for_each(|line| verbose(&line));
+        }
+        if plan.expansions.is_empty() {
+            break plan;
+        }
+        // I7: durable before any child is attempted; then looked at afresh, with the ids the spool gave.
+        let update = Update {
+            expansions: std::mem::take(&mut plan.expansions),
+            ..Update::default()
+        };
+        let recorded = match shared.spool.record(&lease, update) {
+            Ok(ticket) => ticket.await.map(|_| ()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = recorded {
+            not_recorded(&shared, lease, &error);
+            return;
+        }
+    };
+
+    let destinations: Vec<Destination> = plan.groups.iter().map(|(to, _)| to.clone()).collect();
+    let (lease, slots) = if destinations.is_empty() {
+        (lease, Vec::new())
+    } else {
+        let now = shared.clock.monotonic();
+        match shared.hosts.start_or_park(lease, &destinations, now) {
+            Start::Slots(lease, slots) => (lease, slots),
+            Start::Parked => return,
+            Start::Refused(lease) => {
+                put_off(&shared, lease, &plan, window);
+                return;
+            }
+        }
+    };
+    let ended = attempt(&shared, &plan, slots, verbose.as_ref()).await;
+    record(&shared, lease, plan, ended, window).await;
+    shared.unwatch(id);
+    drop(place);
+}
+
+/// Reads and routes a message. `None` if there is nothing to do for it. Blocks: disk, and as routing does.
+fn plan(shared: &Shared, id: crate::envelope::MessageId) -> Result<Option<Plan>, SpoolError> {
+    let message = match shared.spool.message(id) {
+        Ok(message) => message,
+        Err(SpoolError::NotFound(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if message.is_held {
+        return Ok(None);
+    }
+    let router = &shared.router;
+    let mut taken = Taken::new();
+    for (recipient, state) in &message.recipients {
+        if state.is_final() {
+            taken.note(router, recipient, state);
+        }
+    }
+    let mut expansions = Vec::new();
+    let mut settled = Vec::new();
+    // What is said of an expansion is said when it is recorded, the rest when the message is looked at afresh.
+    let (mut steps, mut lines) = (Vec::new(), Vec::new());
+    let mut groups: Vec<(Destination, Vec<DeliveryRecipient>)> = Vec::new();
+    let mut positions: std::collections::HashMap<Destination, usize> =
+        std::collections::HashMap::new();
+    let mut is_pending = false;
+    for (number, (recipient, state)) in (0_u32..).zip(&message.recipients) {
+        if state.is_final() {
+            continue;
+        }
+        is_pending = true;
+        let id = RecipientId(number);
+        let route = router.resolve(recipient, &mut taken);
+        let say = |lines: &mut Vec<String>, text: &str| {
+            lines.push(format!("{}... {text}", recipient.shown()));
+        };
+        let (destination, user) = match route {
+            Route::Expand { ref shown, .. } => {
+                say(&mut steps, shown);
+                expansions.push((id, route.into_children(id)));
+                continue;
+            }
+            Route::Failed { status, text } => {
+                say(&mut lines, &text);
+                settled.push((id, Outcome::new(Delivery::Failed, status, "local", text)));
+                continue;
+            }
+            Route::Deferred { status, text } => {
+                let text = format!("Deferred: {text}");
+                say(&mut lines, &text);
+                settled.push((id, Outcome::new(Delivery::Deferred, status, "local", text)));
+                continue;
+            }
+            Route::Hold { reason } => {
+                let text = format!("Deferred: {reason}");
+                say(&mut lines, &text);
+                // 4.4.0: network or routing status that says no more.
+                let status = Status::new(4, 4, 0);
+                settled.push((id, Outcome::new(Delivery::Deferred, status, "esmtp", text)));
+                continue;
+            }
+            Route::Local { user, .. } => (Destination::Mailbox, user),
+            Route::Smtp {
+                is_relay,
+                hop,
+                address,
+            } => {
+                let destination = Destination::Smtp {
+                    mailer: if is_relay { "relay" } else { "esmtp" },
+                    hop: match hop {
+                        Hop::Mx(domain) => NextHop::Mx(domain),
+                        Hop::Host { name, port } => NextHop::Host { name, port },
+                    },
+                };
+                (destination, address)
+            }
+        };
+        let at = *positions.entry(destination.clone()).or_insert_with(|| {
+            groups.push((destination, Vec::new()));
+            groups.len() - 1
+        });
+        if let Some((_, group)) = groups.get_mut(at) {
+            group.push(DeliveryRecipient {
+                id,
+                recipient: recipient.clone(),
+                user,
+            });
+        }
+    }
+    if !is_pending {
+        return Ok(None);
+    }
+    let sender = message
+        .envelope
+        .arrival
+        .submitter
+        .clone()
+        .or_else(|| router.controlling_user(&message.envelope.reverse_path));
+    Ok(Some(Plan {
+        message,
+        sender,
+        lines: if expansions.is_empty() { lines } else { steps },
+        expansions,
+        settled,
+        groups,
+    }))
+}
+
+/// Makes the attempts for which there are slots, all at once.
+async fn attempt(
+    shared: &Arc<Shared>,
+    plan: &Plan,
+    slots: Vec<(usize, HostSlot)>,
+    verbose: Option<&Verbose>,
+) -> Vec<Ended> {
+    let id = plan.message.id;
+    let spool = shared.spool.clone();
+    let content: ContentOpener = Arc::new(move || {
+        spool
+            .content(id)
+            .map(|reader| Box::new(reader) as Box<dyn Read + Send>)
+            .map_err(io::Error::other)
+    });
+    let envelope = Arc::new(plan.message.envelope.clone());
+    let mut attempts = Vec::new();
+    for (at, slot) in slots {
+        let Some((destination, recipients)) = plan.groups.get(at) else {
+            continue;
+        };
+        let attempt = Attempt {
+            id,
+            envelope: Arc::clone(&envelope),
+            recipients: recipients.clone(),
+            content: Arc::clone(&content),
+            content_bytes: plan.message.content_bytes,
+            verbose: verbose.cloned(),
+            is_first: tries_of(&plan.message) == 0,
+        };
+        let work = (shared.deliver)(destination.clone(), attempt);
+        let clock = Arc::clone(&shared.clock);
+        attempts.push(async move {
+            let begun = clock.monotonic();
+            let outcomes = work.await;
+            drop(slot);
+            Ended {
+                outcomes,
+                took: Some(clock.monotonic().saturating_sub(begun)),
+            }
+        });
+    }
+    if attempts.len() == 1 {
+        return match attempts.pop() {
+            Some(only) => vec![only.await],
+            None => Vec::new(),
+        };
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for attempt in attempts {
+        tasks.spawn(attempt);
+    }
+    let mut ended = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        // An attempt without outcome leaves its recipients pending.
+        ended.extend(done.ok());
+    }
+    ended
+}
+
+/// Hands over what the run came to, in one update.
+async fn record(
+    shared: &Arc<Shared>,
+    lease: Lease,
+    plan: Plan,
+    mut ended: Vec<Ended>,
+    window: OwnedSemaphorePermit,
+) {
+    let message = &plan.message;
+    ended.insert(
+        0,
+        Ended {
+            outcomes: plan.settled,
+            took: None,
+        },
+    );
+    let age = Duration::from_millis(
+        shared
+            .steady_unix_ms()
+            .saturating_sub(message.envelope.arrival.unix_ms),
+    );
+    let tries = tries_of(message);
+    log(shared, message, plan.sender.as_ref(), &ended, age, tries);
+
+    let policy = &shared.settings.retry;
+    let settings = &shared.settings.reports;
+    let is_last_resort = report::is_last_resort(settings, message);
+    let mut results = Vec::new();
+    for (id, outcome) in ended.into_iter().flat_map(|ended| ended.outcomes) {
+        results.push(judge(
+            id,
+            outcome,
+            is_last_resort,
+            policy.gives_up(age),
+            policy.give_up_after,
+        ));
+    }
+    let ages = Ages {
+        warned_at: policy
+            .warn_after
+            .filter(|_| policy.warns(age, message.has_warned)),
+        give_up_after: policy.give_up_after,
+    };
+    let (wanted, has_warned) = report::wanted(settings, message, &results, ages);
+    if is_last_resort && results.iter().any(|r| r.outcome.result == Delivery::Failed) {
+        let text = "a report for the postmaster could not be delivered and is given up";
+        shared.maillog.system_error(Some(message.id), "root", text);
+    }
+    let reports = compose(shared, message, &wanted).await;
+    let is_deferred = results
+        .iter()
+        .any(|result| result.outcome.result == Delivery::Deferred);
+    let update = Update {
+        outcomes: results.into_iter().map(|r| (r.id, r.outcome)).collect(),
+        next_due_unix_ms: is_deferred
+            .then(|| due_after(shared, policy.next_due_in(tries.saturating_add(1), age))),
+        has_warned,
+        reports,
+        ..Update::default()
+    };
+    let ids: Vec<_> = update.reports.iter().map(|report| report.id).collect();
+    match shared.spool.finish(lease, update) {
+        Ok(ticket) => {
+            for (wanted, report) in wanted.iter().zip(ids) {
+                shared
+                    .maillog
+                    .report_made(message.id, report, wanted.cause, &wanted.reason);
+            }
+            let shared = Arc::clone(shared);
+            let id = message.id;
+            tokio::spawn(async move {
+                let result = ticket.await;
+                drop(window);
+                shared.wake.notify_one();
+                if let Err(error) = result {
+                    let text = format!("outcome not recorded: {error}");
+                    shared.maillog.system_error(Some(id), "root", &text);
+                }
+            });
+        }
+        Err(error) => {
+            let text = format!("outcome not recorded: {error}");
+            shared.maillog.system_error(Some(message.id), "root", &text);
+        }
+    }
+}
+
+/// What an outcome comes to: a deferral at the end of a message's time is a failure.
+fn judge(
+    id: RecipientId,
+    mut outcome: Outcome,
+    is_last_resort: bool,
+    gives_up: bool,
+    give_up_after: Duration,
+) -> Reported {
+    let fate = match outcome.result {
+        Delivery::Delivered if outcome.mailer == "local" => Fate::Delivered,
+        Delivery::Delivered => Fate::Relayed,
+        Delivery::Failed if is_last_resort && !gives_up => {
+            // Nobody could be told: somebody may repair it before the time is up.
+            outcome.result = Delivery::Deferred;
+            outcome.status.class = 4;
+            outcome.text = format!("Deferred: {}", outcome.text);
+            Fate::Delayed
+        }
+        Delivery::Failed => Fate::Failed,
+        Delivery::Deferred if gives_up => {
+            outcome.result = Delivery::Failed;
+            outcome.status = Status::EXPIRED;
+            Fate::Expired(give_up_after)
+        }
+        Delivery::Deferred => Fate::Delayed,
+    };
+    Reported { id, outcome, fate }
+}
+
+/// Composes the reports, with as much of the content as may be returned.
+async fn compose(
+    shared: &Arc<Shared>,
+    message: &StoredMessage,
+    wanted: &[Wanted],
+) -> Vec<NewMessage> {
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    let spool = shared.spool.clone();
+    let id = message.id;
+    let content = tokio::task::spawn_blocking(move || -> Vec<u8> {
+        let mut content = Vec::new();
+        let limit = u64::try_from(RETURNED_BYTES_MAX).unwrap_or(u64::MAX);
+        // Content that can't be read is not returned; the report goes out all the same.
+        if let Ok(reader) = spool.content(id) {
+            let _ = reader.take(limit).read_to_end(&mut content);
+        }
+        content
+    })
+    .await
+    .unwrap_or_default();
+    let now = shared.clock.unix_ms();
+    wanted
+        .iter()
+        .map(|wanted| {
+            let id = shared.spool.new_id();
+            wanted.compose(&shared.settings.reports, message, id, now, &content)
+        })
+        .collect()
+}
+
+/// Writes the `to=` lines: one for the recipients of an attempt that ended alike.
+fn log(
+    shared: &Shared,
+    message: &StoredMessage,
+    sender: Option<&ControllingUser>,
+    ended: &[Ended],
+    age: Duration,
+    tries: u32,
+) {
+    let recipients = i64::try_from(
+        message
+            .recipients
+            .iter()
+            .filter(|(_, state)| *state != RecipientState::Expanded)
+            .count(),
+    )
+    .unwrap_or(i64::MAX);
+    let priority = i64::try_from(message.content_bytes)
+        .unwrap_or(i64::MAX)
+        .saturating_add(recipients.saturating_mul(PRIORITY_OF_RECIPIENT))
+        .saturating_add(i64::from(tries).saturating_mul(PRIORITY_OF_ATTEMPT));
+    for ended in ended {
+        // Outcomes by what the log shows of them; the first recipient of each stands for its line.
+        let mut lines: BTreeMap<(&str, &str, &str), (usize, Vec<String>)> = BTreeMap::new();
+        for (at, (id, outcome)) in ended.outcomes.iter().enumerate() {
+            if let Some(recipient) = recipient(message, *id) {
+                let reply = outcome.reply.as_deref().unwrap_or_default();
+                let key = (outcome.text.as_str(), reply, outcome.relay.as_str());
+                let line = lines.entry(key).or_insert((at, Vec::new()));
+                line.1.push(recipient.shown());
+            }
+        }
+        for (at, shown) in lines.into_values() {
+            let Some((id, outcome)) = ended.outcomes.get(at) else {
+                continue;
+            };
+            let shown: Vec<&str> = shown.iter().map(String::as_str).collect();
+            let own = recipient(message, *id).and_then(|r| r.controlling_user.as_ref());
+            shared.maillog.attempted(&ToLine {
+                id: message.id,
+                recipients: &shown,
+                controlling_user: own.or(sender),
+                delay: age,
+                attempt_time: Some(ended.took.unwrap_or_default()),
+                priority,
+                outcome,
+            });
+        }
+    }
+}
+
+/// No room even to wait for a host: tried again by its due time.
+fn put_off(shared: &Arc<Shared>, lease: Lease, plan: &Plan, window: OwnedSemaphorePermit) {
+    let tries = tries_of(&plan.message).saturating_add(1);
+    let outcomes = plan.groups.iter().flat_map(|(destination, group)| {
+        group.iter().map(|recipient| {
+            let text = "Deferred: too many messages wait for this host";
+            let status = Status::new(4, 4, 5);
+            let outcome = Outcome::new(Delivery::Deferred, status, destination.mailer(), text);
+            (recipient.id, outcome)
+        })
+    });
+    let update = Update {
+        outcomes: outcomes.chain(plan.settled.iter().cloned()).collect(),
+        next_due_unix_ms: Some(due_after(shared, shared.settings.retry.wait_after(tries))),
+        ..Update::default()
+    };
+    let id = lease.id();
+    match shared.spool.finish(lease, update) {
+        Ok(ticket) => {
+            tokio::spawn(async move {
+                // Nothing was attempted: if this is lost, the message is due again.
+                let _ = ticket.await;
+                drop(window);
+            });
+        }
+        Err(error) => {
+            let text = format!("deferral not recorded: {error}");
+            shared.maillog.system_error(Some(id), "root", &text);
+        }
+    }
+}
+
+fn not_recorded(shared: &Shared, lease: Lease, error: &SpoolError) {
+    let text = format!("expansion not recorded: {error}");
+    shared.maillog.system_error(Some(lease.id()), "root", &text);
+    keep_aside(shared, lease);
+}
+
+/// Keeps the lease of a message that can't be worked on, so that it is tried again only when the lease ends.
+fn keep_aside(shared: &Shared, lease: Lease) {
+    shared.unwatch(lease.id());
+    let mut kept = locked(&shared.unreadable);
+    let oldest = (kept.len() >= UNREADABLE_MAX)
+        .then(|| kept.pop_front())
+        .flatten();
+    kept.push_back(lease);
+    drop(kept);
+    drop(oldest);
+}
+
+/// How often a message was tried before this run.
+fn tries_of(message: &StoredMessage) -> u32 {
+    message
+        .recipients
+        .iter()
+        .map(|(_, state)| match state {
+            RecipientState::Pending { tries, .. } => *tries,
+            _ => 0,
+        })
+        .max()
+        .unwrap_or(0)
+}
+
+fn recipient(message: &StoredMessage, id: RecipientId) -> Option<&Recipient> {
+    let at = usize::try_from(id.0).ok()?;
+    message.recipients.get(at).map(|(recipient, _)| recipient)
+}
