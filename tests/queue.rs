@@ -1,0 +1,855 @@
+//! The queue over a real spool in a folder, with a clock moved by hand and mailers made for the test.
+
+use std::collections::HashMap;
+use std::fs;
+use std::future::Future;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use diligence::address::ReversePath;
+use diligence::clock::{Clock, ManualClock};
+use diligence::config::host::HostName;
+use diligence::config::{DeliveryMode, RouteOptions};
+use diligence::deliver::{Attempt, Destination};
+use diligence::envelope::{
+    Arrival, Delivery, Envelope, MessageId, Notify, Outcome, Recipient, RecipientState,
+};
+use diligence::maillog::{self, LogSettings, Maillog};
+use diligence::queue::{
+    Deliver, Queue, QueueHandle, QueueSettings, ReportSettings, RetryPolicy, WINDOW_MAX,
+};
+use diligence::route::{Router, RouterParts, Table};
+use diligence::spool::storage::OsStorage;
+use diligence::spool::{Spool, SpoolOptions};
+use diligence::status::Status;
+use diligence::users::Users;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
+const START_UNIX_MS: u64 = 1_795_367_807_000;
+const PASSWD: &str = "\
+alice:x:1000:1000::/home/alice:/bin/sh
+bob:x:1001:1001::/home/bob:/bin/sh
+carol:x:1002:1002::/home/carol:/bin/sh
+";
+/// How long a test waits for what must happen.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What the mailers of a test were asked to do, and what they answer.
+#[derive(Default)]
+struct Mailbag {
+    /// `ID recipient` of every recipient of every attempt.
+    attempts: Mutex<Vec<(MessageId, String)>>,
+    /// Answers by recipient: delivered if none is given.
+    answers: Mutex<HashMap<String, Answer>>,
+    /// Reports and other mail as it was delivered, by recipient.
+    content: Mutex<Vec<(String, String)>>,
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+#[derive(Clone, Copy)]
+enum Answer {
+    Defer,
+    Fail,
+    /// Never ends until told to.
+    Hang,
+}
+
+impl Mailbag {
+    fn answer(&self, recipient: &str, answer: Answer) {
+        self.answers
+            .lock()
+            .unwrap()
+            .insert(recipient.to_owned(), answer);
+    }
+
+    fn deliver(self: &Arc<Self>) -> Deliver {
+        let bag = Arc::clone(self);
+        Arc::new(move |destination, attempt| {
+            let bag = Arc::clone(&bag);
+            Box::pin(async move { bag.attempt(&destination, attempt).await })
+        })
+    }
+
+    async fn attempt(
+        &self,
+        destination: &Destination,
+        attempt: Attempt,
+    ) -> Vec<(diligence::envelope::RecipientId, Outcome)> {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        let mut outcomes = Vec::new();
+        for recipient in &attempt.recipients {
+            let target = recipient.recipient.target.clone();
+            self.attempts
+                .lock()
+                .unwrap()
+                .push((attempt.id, target.clone()));
+            let answer = self.answers.lock().unwrap().get(&target).copied();
+            let mailer = destination.mailer();
+            let outcome = match answer {
+                None => {
+                    let mut content = String::new();
+                    let mut reader = (attempt.content)().unwrap();
+                    std::io::Read::read_to_string(&mut reader, &mut content).unwrap();
+                    self.content.lock().unwrap().push((target, content));
+                    Outcome::new(Delivery::Delivered, Status::OK, mailer, "Sent")
+                }
+                Some(Answer::Defer) => {
+                    let status = Status::new(4, 4, 1);
+                    let text = "Deferred: Connection refused by mx.test.";
+                    Outcome::new(Delivery::Deferred, status, mailer, text)
+                }
+                Some(Answer::Fail) => {
+                    let mut outcome =
+                        Outcome::new(Delivery::Failed, Status::NO_USER, mailer, "User unknown");
+                    outcome.reply = Some("550 5.1.1 no such user here".into());
+                    outcome
+                }
+                Some(Answer::Hang) => loop {
+                    if !matches!(
+                        self.answers.lock().unwrap().get(&target),
+                        Some(Answer::Hang)
+                    ) {
+                        break Outcome::new(Delivery::Delivered, Status::OK, mailer, "Sent");
+                    }
+                    tokio::task::yield_now().await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                },
+            };
+            outcomes.push((recipient.id, outcome));
+        }
+        self.now.fetch_sub(1, Ordering::SeqCst);
+        outcomes
+    }
+
+    /// How often a recipient was attempted.
+    fn tries(&self, target: &str) -> usize {
+        let attempts = self.attempts.lock().unwrap();
+        attempts.iter().filter(|(_, to)| to == target).count()
+    }
+
+    fn delivered(&self, target: &str) -> Vec<String> {
+        let content = self.content.lock().unwrap();
+        content
+            .iter()
+            .filter(|(to, _)| to == target)
+            .map(|(_, content)| content.clone())
+            .collect()
+    }
+}
+
+/// A host in a folder: spool, router, log. The queue is started by the test.
+struct Site {
+    folder: tempfile::TempDir,
+    clock: Arc<ManualClock>,
+    spool: Spool,
+    writer: Option<JoinHandle<()>>,
+    bag: Arc<Mailbag>,
+    aliases_work: Arc<AtomicBool>,
+    settings: QueueSettings,
+}
+
+fn open_spool(folder: &Path, clock: &Arc<ManualClock>) -> (Spool, JoinHandle<()>) {
+    let folder = folder.join("mqueue");
+    fs::create_dir_all(&folder).unwrap();
+    let (spool, writer, report) = Spool::open(
+        Arc::new(OsStorage::open(&folder).unwrap()),
+        Arc::clone(clock) as Arc<dyn Clock>,
+        SpoolOptions {
+            segment_bytes: 4 << 20,
+            outcome_delay: Duration::from_millis(1),
+            ..SpoolOptions::default()
+        },
+    )
+    .unwrap();
+    assert!(!report.is_damaged, "{:?}", report.remarks);
+    (spool, std::thread::spawn(move || writer.run()))
+}
+
+impl Site {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("passwd"), PASSWD).unwrap();
+        let clock = Arc::new(ManualClock::at(START_UNIX_MS));
+        let (spool, writer) = open_spool(folder.path(), &clock);
+        Self {
+            folder,
+            clock,
+            spool,
+            writer: Some(writer),
+            bag: Arc::default(),
+            aliases_work: Arc::new(AtomicBool::new(true)),
+            settings: QueueSettings {
+                mode: DeliveryMode::Background,
+                run_interval: None,
+                parallel_max: 8,
+                parallel_per_host_max: 2,
+                retry: RetryPolicy {
+                    first: 5 * MINUTE,
+                    longest: 4 * HOUR,
+                    warn_after: Some(4 * HOUR),
+                    give_up_after: 120 * HOUR,
+                },
+                reports: ReportSettings {
+                    host_name: "gold.example.test".into(),
+                    double_bounce_address: Some("postmaster".into()),
+                    postmaster_copy: None,
+                    returns_body: true,
+                },
+            },
+        }
+    }
+
+    fn router(&self) -> Arc<Router> {
+        let fixed = Table::fixed(
+            "aliases",
+            &[
+                ("info", "alice, bob, carol"),
+                ("team", "info, alice, far@remote.test"),
+                ("loop1", "loop2"),
+                ("loop2", "loop1"),
+                ("mixed", "alice, nosuchuser"),
+                ("pipe", "|/bin/cat"),
+                ("postmaster", "carol"),
+            ],
+        );
+        let works = Arc::clone(&self.aliases_work);
+        let aliases = Table::new("aliases", move |key| {
+            if works.load(Ordering::SeqCst) {
+                Ok(fixed.get(key).unwrap().map(String::into_bytes))
+            } else {
+                Err("damaged map".into())
+            }
+        });
+        let path = |name: &str| self.folder.path().join(name);
+        let parts = RouterParts {
+            options: RouteOptions {
+                local_host_names: path("local-host-names"),
+                relay_domains: path("relay-domains"),
+                max_alias_recursion: 10,
+                ..RouteOptions::default()
+            },
+            host: HostName {
+                full: "gold.example.test".into(),
+                aliases: vec!["gold.example.test".into()],
+            },
+            addresses: vec![],
+            users: Arc::new(Users::new(Some(&path("passwd")), Some(&path("home")))),
+            aliases: vec![aliases],
+            access: None,
+            notice: Arc::new(|_: &str| ()),
+        };
+        Arc::new(Router::new(parts).unwrap())
+    }
+
+    fn start(&self) -> QueueHandle {
+        let clock: Arc<dyn Clock> = Arc::clone(&self.clock) as _;
+        let log = Maillog::open(
+            &LogSettings {
+                destination: maillog::Destination::File(self.folder.path().join("maillog")),
+                tag: "sm-mta".into(),
+                host: "gold".into(),
+                level: 9,
+            },
+            Arc::clone(&clock),
+        );
+        Queue::start_with(
+            self.spool.clone(),
+            self.router(),
+            self.bag.deliver(),
+            self.settings.clone(),
+            clock,
+            log,
+        )
+    }
+
+    /// Puts a message into the spool, as a session does.
+    async fn accept(&self, sender: &str, recipients: &[&str]) -> MessageId {
+        let recipients = recipients.iter().map(|to| Recipient::new(*to)).collect();
+        self.accept_as(sender, recipients).await
+    }
+
+    async fn accept_as(&self, sender: &str, recipients: Vec<Recipient>) -> MessageId {
+        let mut envelope = Envelope::new(ReversePath::parse(sender).unwrap(), recipients);
+        envelope.arrival = Arrival {
+            unix_ms: self.clock.unix_ms(),
+            protocol: "ESMTP".into(),
+            daemon: "MTA".into(),
+            ..Arrival::default()
+        };
+        let mut transaction = self.spool.begin().unwrap();
+        transaction
+            .append_content(b"Subject: test\r\n\r\nhello\r\n")
+            .unwrap();
+        transaction.commit(envelope).await.unwrap()
+    }
+
+    /// Moves the clock and lets the queue do what is due then.
+    async fn advance(&self, queue: &QueueHandle, by: Duration) {
+        self.clock.advance(by);
+        settle(queue).await;
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("maillog")).unwrap_or_default()
+    }
+
+    /// Ends the writer and opens the spool again, as a restart does.
+    fn reopen(mut self) -> Self {
+        self.close();
+        let (spool, writer) = open_spool(self.folder.path(), &self.clock);
+        // A new Site value, so that the old handle is gone.
+        self.spool = spool;
+        self.writer = Some(writer);
+        self
+    }
+
+    fn close(&mut self) {
+        self.spool.close();
+        if let Some(writer) = self.writer.take() {
+            writer.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.spool.close();
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+async fn settle(queue: &QueueHandle) {
+    within(queue.finished()).await;
+}
+
+async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, work)
+        .await
+        .expect("within the deadline")
+}
+
+/// Waits until something is true.
+async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
+    let begun = tokio::time::Instant::now();
+    while !is_true() {
+        assert!(begun.elapsed() < DEADLINE, "waited for: {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_is_delivered_logged_and_gone() {
+    let site = Site::new();
+    let queue = site.start();
+    let id = site
+        .accept("alice@gold.example.test", &["bob@gold.example.test"])
+        .await;
+    settle(&queue).await;
+    assert_eq!(site.bag.delivered("bob@gold.example.test").len(), 1);
+    assert_eq!(site.spool.ids(), []);
+    let log = site.log();
+    assert!(
+        log.contains(&format!(
+            "{id}: to=<bob@gold.example.test>, ctladdr=<alice@gold.example.test> ("
+        )),
+        "{log}"
+    );
+    assert!(
+        log.contains(
+            "delay=00:00:00, xdelay=00:00:00, mailer=local, pri=30024, dsn=2.0.0, stat=Sent"
+        ),
+        "{log}"
+    );
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deferred_mail_is_tried_at_growing_intervals() {
+    let site = Site::new();
+    let queue = site.start();
+    site.bag.answer("x@remote.test", Answer::Defer);
+    site.accept("s@sender.test", &["x@remote.test"]).await;
+    settle(&queue).await;
+    let mut tries = 1;
+    assert_eq!(site.bag.tries("x@remote.test"), tries);
+    // 5, 10, 20, 40, 80 minutes; then the warning's time, 4 hours, is nearer than 160.
+    for wait in [5, 10, 20, 40, 80, 85] {
+        site.advance(&queue, (wait - 1) * MINUTE).await;
+        assert_eq!(
+            site.bag.tries("x@remote.test"),
+            tries,
+            "{wait} minutes too early"
+        );
+        site.advance(&queue, MINUTE).await;
+        tries += 1;
+        assert_eq!(
+            site.bag.tries("x@remote.test"),
+            tries,
+            "after {wait} minutes"
+        );
+    }
+    let log = site.log();
+    assert!(log.contains("delay=00:05:00"), "{log}");
+    assert!(log.contains("pri=120024"), "each attempt adds 90000: {log}");
+    assert!(
+        log.contains("stat=Deferred: Connection refused by mx.test."),
+        "{log}"
+    );
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sender_is_warned_once_and_told_at_the_end() {
+    let site = Site::new();
+    let queue = site.start();
+    site.bag.answer("x@remote.test", Answer::Defer);
+    let id = site.accept("s@sender.test", &["x@remote.test"]).await;
+    settle(&queue).await;
+    site.advance(&queue, 4 * HOUR).await;
+    let warnings = site.bag.delivered("s@sender.test");
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].contains("Subject: Warning: could not send message for past 4 hours"));
+    assert!(warnings[0].contains("Action: delayed"), "{}", warnings[0]);
+    let log = site.log();
+    assert!(
+        log.contains("sender notify: Warning: could not send message for past 4 hours"),
+        "{log}"
+    );
+    for _ in 0..28 {
+        site.advance(&queue, 4 * HOUR).await;
+    }
+    assert_eq!(site.bag.delivered("s@sender.test").len(), 1);
+    assert!(site.spool.ids().contains(&id));
+    site.advance(&queue, 4 * HOUR).await;
+    let reports = site.bag.delivered("s@sender.test");
+    assert_eq!(reports.len(), 2);
+    assert!(reports[1].contains("Status: 4.4.7"), "{}", reports[1]);
+    assert!(reports[1].contains("hello"), "the message goes back");
+    assert!(
+        site.log()
+            .contains("sender notify: Cannot send message for 5 days")
+    );
+    assert_eq!(site.spool.ids(), []);
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_set_ahead_by_mistake_returns_nothing() {
+    let site = Site::new();
+    let queue = site.start();
+    site.bag.answer("x@remote.test", Answer::Defer);
+    let id = site.accept("s@sender.test", &["x@remote.test"]).await;
+    settle(&queue).await;
+    site.clock
+        .step_wall_to(START_UNIX_MS + 400 * 24 * 3_600_000);
+    site.advance(&queue, 5 * MINUTE).await;
+    assert_eq!(site.bag.tries("x@remote.test"), 2);
+    assert_eq!(site.bag.tries("s@sender.test"), 0);
+    assert_eq!(site.spool.ids(), [id]);
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_are_reported_in_one_message_and_the_rest_delivered() {
+    let site = Site::new();
+    let queue = site.start();
+    for bad in ["x@remote.test", "y@other.test"] {
+        site.bag.answer(bad, Answer::Fail);
+    }
+    let to = ["x@remote.test", "y@other.test", "nosuch", "alice"];
+    let id = site.accept("s@sender.test", &to).await;
+    settle(&queue).await;
+    let reports = site.bag.delivered("s@sender.test");
+    assert_eq!(reports.len(), 1);
+    for part in [
+        "x@remote.test",
+        "y@other.test",
+        "nosuch@gold.example.test",
+        "Action: failed",
+    ] {
+        assert!(reports[0].contains(part), "{part}: {}", reports[0]);
+    }
+    assert_eq!(site.bag.tries("alice"), 1);
+    assert_eq!(site.spool.ids(), []);
+    let log = site.log();
+    assert!(log.contains(": DSN: User unknown"), "{log}");
+    assert!(log.contains(&format!("{id}: to=<nosuch>, delay=")), "{log}");
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn notify_never_and_delay_are_obeyed() {
+    let site = Site::new();
+    let queue = site.start();
+    let notify = |target: &str, notify| Recipient {
+        notify,
+        ..Recipient::new(target)
+    };
+    let only = |success, failure, delay| Notify::When {
+        success,
+        failure,
+        delay,
+    };
+    site.bag.answer("x@remote.test", Answer::Fail);
+    site.accept_as(
+        "n@sender.test",
+        vec![notify("x@remote.test", Notify::Never)],
+    )
+    .await;
+    site.accept_as(
+        "d@sender.test",
+        vec![notify("x@remote.test", only(false, false, true))],
+    )
+    .await;
+    site.accept_as(
+        "s@sender.test",
+        vec![notify("bob", only(true, false, false))],
+    )
+    .await;
+    settle(&queue).await;
+    assert_eq!(site.bag.tries("n@sender.test"), 0);
+    assert_eq!(site.bag.tries("d@sender.test"), 0);
+    let receipts = site.bag.delivered("s@sender.test");
+    assert_eq!(receipts.len(), 1);
+    assert!(
+        receipts[0].contains("Subject: Return receipt"),
+        "{}",
+        receipts[0]
+    );
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_null_sender_is_never_bounced_but_postmaster_is_told() {
+    let site = Site::new();
+    let queue = site.start();
+    site.bag.answer("x@remote.test", Answer::Fail);
+    site.accept("", &["x@remote.test"]).await;
+    settle(&queue).await;
+    // postmaster is an alias of carol here.
+    let told = site.bag.delivered("carol");
+    assert_eq!(told.len(), 1);
+    assert!(told[0].contains("Postmaster notify"), "{}", told[0]);
+    assert!(site.log().contains(": postmaster notify: User unknown"));
+    assert_eq!(site.spool.ids(), []);
+
+    // A report that can't be delivered to the sender is a double bounce, and goes the same way.
+    site.bag.answer("s@sender.test", Answer::Fail);
+    site.accept("s@sender.test", &["x@remote.test"]).await;
+    settle(&queue).await;
+    assert_eq!(site.bag.delivered("carol").len(), 2);
+    assert_eq!(site.spool.ids(), []);
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_nobody_takes_waits_and_then_ends_without_another() {
+    let site = Site::new();
+    let queue = site.start();
+    site.bag.answer("x@remote.test", Answer::Fail);
+    site.bag.answer("carol", Answer::Fail);
+    site.accept("", &["x@remote.test"]).await;
+    settle(&queue).await;
+    assert_eq!(site.spool.ids().len(), 1, "somebody may repair it");
+    for _ in 0..31 {
+        site.advance(&queue, 4 * HOUR).await;
+    }
+    assert_eq!(site.spool.ids(), []);
+    assert!(
+        site.log()
+            .contains("could not be delivered and is given up")
+    );
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_reach_everybody_once_and_loops_are_reported() {
+    let site = Site::new();
+    let queue = site.start();
+    site.accept(
+        "s@sender.test",
+        &["team", "ALICE@gold.example.test", "bob", "info"],
+    )
+    .await;
+    settle(&queue).await;
+    for name in ["alice", "carol", "far@remote.test"] {
+        assert_eq!(site.bag.tries(name), 1, "{name}");
+    }
+    assert_eq!(site.bag.tries("bob"), 1);
+    assert_eq!(site.bag.tries("ALICE@gold.example.test"), 0);
+
+    site.accept("s@sender.test", &["loop1"]).await;
+    site.accept("m@sender.test", &["mixed"]).await;
+    settle(&queue).await;
+    assert!(
+        site.log()
+            .contains(": DSN: aliasing/forwarding loop broken")
+    );
+    let report = site.bag.delivered("m@sender.test");
+    assert_eq!(report.len(), 1);
+    assert!(report[0].contains("nosuchuser"), "{}", report[0]);
+    assert_eq!(site.bag.tries("alice"), 2);
+    assert_eq!(site.spool.ids(), []);
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expansion_survives_a_restart_and_is_not_made_twice() {
+    let site = Site::new();
+    site.bag.answer("bob", Answer::Defer);
+    let id = {
+        let queue = site.start();
+        let id = site.accept("s@sender.test", &["info"]).await;
+        settle(&queue).await;
+        within(queue.shutdown()).await;
+        id
+    };
+    assert_eq!(site.bag.tries("alice"), 1);
+    let site = site.reopen();
+    let stored = site.spool.message(id).unwrap();
+    let states: Vec<_> = stored
+        .recipients
+        .iter()
+        .map(|(recipient, state)| (recipient.target.as_str(), state.is_final()))
+        .collect();
+    assert_eq!(
+        states,
+        [
+            ("info", true),
+            ("carol", true),
+            ("bob", false),
+            ("alice", true)
+        ]
+    );
+    assert_eq!(stored.recipients[0].1, RecipientState::Expanded);
+    site.bag.answers.lock().unwrap().clear();
+    let queue = site.start();
+    site.advance(&queue, 5 * MINUTE).await;
+    assert_eq!(site.bag.tries("bob"), 2);
+    assert_eq!((site.bag.tries("alice"), site.bag.tries("carol")), (1, 1));
+    assert_eq!(site.spool.ids(), []);
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_during_an_attempt_leaves_the_expansion_whole() {
+    let site = Site::new();
+    for name in ["alice", "bob", "carol"] {
+        site.bag.answer(name, Answer::Hang);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let id = site.accept("s@sender.test", &["info"]).await;
+    let queue = {
+        let _inside = runtime.enter();
+        site.start()
+    };
+    until("the first attempt", || site.bag.tries("carol") == 1).await;
+    // As a crash: tasks end wherever they are, nothing of the attempt is recorded.
+    runtime.shutdown_background();
+    drop(queue);
+    let site = site.reopen();
+    let stored = site.spool.message(id).unwrap();
+    let targets: Vec<_> = stored
+        .recipients
+        .iter()
+        .map(|(r, _)| r.target.as_str())
+        .collect();
+    assert_eq!(targets, ["info", "carol", "bob", "alice"]);
+    site.bag.answers.lock().unwrap().clear();
+    site.bag.attempts.lock().unwrap().clear();
+    let queue = site.start();
+    settle(&queue).await;
+    for name in ["alice", "bob", "carol"] {
+        assert_eq!(site.bag.tries(name), 1, "{name}");
+    }
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_alias_map_defers_and_refuses_nobody() {
+    let site = Site::new();
+    site.aliases_work.store(false, Ordering::SeqCst);
+    let queue = site.start();
+    let id = site
+        .accept("s@sender.test", &["alice", "nosuch", "x@remote.test"])
+        .await;
+    settle(&queue).await;
+    assert_eq!(site.bag.tries("alice") + site.bag.tries("s@sender.test"), 0);
+    assert_eq!(site.bag.tries("x@remote.test"), 1, "needs no alias");
+    assert!(
+        site.log().contains("stat=Deferred: aliases: damaged map"),
+        "{}",
+        site.log()
+    );
+    assert_eq!(site.spool.ids(), [id]);
+    site.aliases_work.store(true, Ordering::SeqCst);
+    site.advance(&queue, 5 * MINUTE).await;
+    assert_eq!(site.bag.tries("alice"), 1);
+    assert_eq!(
+        site.bag.delivered("s@sender.test").len(),
+        1,
+        "nosuch is reported now"
+    );
+    assert_eq!(site.spool.ids(), []);
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn targets_that_are_not_built_in_wait_with_a_reason() {
+    let site = Site::new();
+    let queue = site.start();
+    let id = site.accept("s@sender.test", &["pipe"]).await;
+    settle(&queue).await;
+    let stored = site.spool.message(id).unwrap();
+    let (recipient, state) = &stored.recipients[1];
+    assert_eq!(recipient.target, "|/bin/cat");
+    match state {
+        RecipientState::Pending {
+            last: Some(last), ..
+        } => {
+            assert!(
+                last.text.contains("delivery to programs is not built in"),
+                "{}",
+                last.text
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_queue_mode_mail_waits_for_a_queue_run() {
+    let mut site = Site::new();
+    site.settings.mode = DeliveryMode::Queue;
+    let queue = site.start();
+    let first = site.accept("s@sender.test", &["alice"]).await;
+    site.accept("s@sender.test", &["bob"]).await;
+    settle(&queue).await;
+    assert_eq!(site.bag.tries("alice") + site.bag.tries("bob"), 0);
+    assert_eq!(queue.run_now(|id| id == first), 1);
+    settle(&queue).await;
+    assert_eq!((site.bag.tries("alice"), site.bag.tries("bob")), (1, 0));
+    assert_eq!(queue.run_now(|_| true), 1);
+    settle(&queue).await;
+    assert_eq!(site.bag.tries("bob"), 1);
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_run_tries_what_is_not_due() {
+    let site = Site::new();
+    let queue = site.start();
+    site.bag.answer("x@remote.test", Answer::Defer);
+    site.accept("s@sender.test", &["x@remote.test"]).await;
+    settle(&queue).await;
+    assert_eq!(queue.run_now(|_| true), 1);
+    settle(&queue).await;
+    assert_eq!(site.bag.tries("x@remote.test"), 2);
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn queue_runs_by_interval_begin_at_once() {
+    let mut site = Site::new();
+    site.settings.mode = DeliveryMode::Queue;
+    site.settings.run_interval = Some(1800 * Duration::from_secs(1));
+    site.accept("s@sender.test", &["alice"]).await;
+    let queue = site.start();
+    settle(&queue).await;
+    assert_eq!(site.bag.tries("alice"), 1);
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_host_holds_up_nobody_else() {
+    let site = Site::new();
+    let queue = site.start();
+    site.bag.answer("x@slow.test", Answer::Hang);
+    for _ in 0..40 {
+        site.accept("s@sender.test", &["x@slow.test"]).await;
+    }
+    until("two at the slow host", || {
+        site.bag.tries("x@slow.test") == 2
+    })
+    .await;
+    for _ in 0..40 {
+        site.accept("s@sender.test", &["y@quick.test"]).await;
+    }
+    until("the others", || site.bag.tries("y@quick.test") == 40).await;
+    assert_eq!(site.bag.tries("x@slow.test"), 2, "its share and no more");
+    site.bag.answers.lock().unwrap().clear();
+    settle(&queue).await;
+    assert_eq!(site.bag.tries("x@slow.test"), 40, "each once");
+    assert_eq!(site.spool.ids(), []);
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_is_under_way_than_there_are_places() {
+    let mut site = Site::new();
+    site.settings.parallel_max = 3;
+    for n in 0..60 {
+        site.accept("s@sender.test", &[&format!("x@host{n}.test")])
+            .await;
+    }
+    let queue = site.start();
+    settle(&queue).await;
+    assert_eq!(site.spool.ids(), []);
+    let most = site.bag.most.load(Ordering::SeqCst);
+    assert!((1..=3).contains(&most), "{most} at once");
+    assert!(site.settings.parallel_max < WINDOW_MAX);
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watchers_see_the_lines_of_a_run_and_its_end() {
+    let site = Site::new();
+    let queue = site.start();
+    let id = site.spool.new_id();
+    let mut lines = queue.watch(id);
+    let mut transaction = site.spool.begin_as(id).unwrap();
+    transaction.append_content(b"\r\nx\r\n").unwrap();
+    let recipients = vec![Recipient::new("info"), Recipient::new("nosuch")];
+    let sender = ReversePath::parse("s@sender.test").unwrap();
+    transaction
+        .commit(Envelope::new(sender, recipients))
+        .await
+        .unwrap();
+    let mut seen = Vec::new();
+    while let Some(line) = within(lines.recv()).await {
+        seen.push(line);
+    }
+    assert_eq!(seen[0], "<info>... aliased to alice, bob, carol");
+    assert!(
+        seen.contains(&"<nosuch>... User unknown".to_owned()),
+        "{seen:?}"
+    );
+    within(queue.shutdown()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn held_messages_stay_where_they_are() {
+    let site = Site::new();
+    let id = site.accept("s@sender.test", &["alice"]).await;
+    site.spool.hold(id, true, "root").unwrap().await.unwrap();
+    let queue = site.start();
+    queue.run_now(|_| true);
+    settle(&queue).await;
+    assert_eq!(site.bag.tries("alice"), 0);
+    site.spool.hold(id, false, "root").unwrap().await.unwrap();
+    settle(&queue).await;
+    assert_eq!(site.bag.tries("alice"), 1);
+    within(queue.shutdown()).await;
+}
