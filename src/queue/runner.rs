@@ -333,7 +333,11 @@ async fn record(
             .filter(|_| policy.warns(age, message.has_warned)),
         give_up_after: policy.give_up_after,
     };
-    let (wanted, has_warned) = report::wanted(settings, message, &results, ages);
+    let (wanted, has_warned) = if is_last_resort {
+        (Vec::new(), false)
+    } else {
+        report::wanted(settings, message, &results, ages)
+    };
     if is_last_resort && results.iter().any(|r| r.outcome.result == Delivery::Failed) {
         let text = "a report for the postmaster could not be delivered and is given up";
         shared.maillog.system_error(Some(message.id), "root", text);

@@ -175,14 +175,13 @@ async fn schedule(shared: Arc<Shared>, control: Arc<Control>, idle: watch::Sende
         while let Some(ended) = runs.try_join_next() {
             note_end(&shared, ended);
         }
+        // Looked at before the index: a report that appears with the last open outcome must be seen first.
+        let is_all_recorded = shared.window.available_permits() == super::WINDOW_MAX;
         let is_full = fill(&shared, &control, &mut runs);
         pass += 1;
         idle.send_replace(Sight {
             pass,
-            is_idle: runs.is_empty()
-                && !is_full
-                && !shared.hosts.is_waiting()
-                && shared.window.available_permits() == super::WINDOW_MAX,
+            is_idle: runs.is_empty() && !is_full && !shared.hosts.is_waiting() && is_all_recorded,
         });
         let mut pause = LOOK_INTERVAL;
         if is_immediate(&shared)
