@@ -1,5 +1,10 @@
 //! The queue over a real spool in a folder, with a clock moved by hand and mailers made for the test.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test ends at the first thing that does not work"
+)]
+
 use std::collections::HashMap;
 use std::fs;
 use std::future::Future;
