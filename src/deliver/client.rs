@@ -14,6 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -300,6 +301,9 @@ impl SmtpClient {
             if self.unread.len() > LINE_BYTES_MAX {
                 return Err(Cause::BadReply("line too long".to_owned()));
             }
+            // A server that leaves Nagle's algorithm on holds its next reply back until this side has acknowledged the
+            // last; a delayed acknowledgement would cost 40 ms a message. The option does not last. Failing is harmless.
+            let _ = SockRef::from(&self.stream).set_tcp_quickack(true);
             let mut buffer = [0; READ_BYTES];
             match self.stream.read(&mut buffer).await {
                 Ok(0) => return Err(Cause::Lost),
