@@ -30,6 +30,7 @@ use super::{Frame, REQUEST_BYTES_MAX, Request, short_socket_path};
 use crate::clock::Clock;
 use crate::config::{Privacy, PrivacyOptions};
 use crate::envelope::MessageId;
+use crate::queue::QueueHandle;
 use crate::spool::{CommitTicket, Spool, SpoolError};
 use crate::status::ExitCode;
 
@@ -43,13 +44,13 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 pub const WATCH_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How much of a listing is written at once, in bytes.
 const LISTING_BYTES: usize = 128 * 1024;
+/// What is read of a refused request, in bytes, and for how long.
+const DRAIN_BYTES_MAX: u64 = 1 << 20;
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 /// The longest line of Sendmail's text dialect, in bytes.
 const WORD_BYTES_MAX: usize = 128;
 /// How long to wait when connections cannot be accepted, as when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Gives the lines that `-v` shows of a message's next or present run; the channel closes at the run's end.
-pub type Watch = Arc<dyn Fn(MessageId) -> mpsc::Receiver<String> + Send + Sync>;
 
 /// What an operator told the daemon to do with itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,14 +65,14 @@ pub enum Order {
 pub struct Owner {
     /// The spool.
     pub spool: Spool,
+    /// What works on it.
+    pub queue: Arc<QueueHandle>,
     /// Its directory, as shown.
     pub directory: PathBuf,
     /// What "not due yet" is measured by.
     pub clock: Arc<dyn Clock>,
     /// Who may do what.
     pub privacy: PrivacyOptions,
-    /// How the runs of messages are watched.
-    pub watch: Watch,
     /// Where orders go. One that finds no room is already under way.
     pub orders: mpsc::Sender<Order>,
 }
@@ -162,7 +163,8 @@ async fn converse(mut stream: UnixStream, owner: Arc<Owner>) -> io::Result<()> {
             return write_all(&mut stream, text.as_bytes()).await;
         }
         Asked::Nonsense => {
-            return send(&mut stream, &[Frame::error(ExitCode::Usage, "bad request")]).await;
+            send(&mut stream, &[Frame::error(ExitCode::Usage, "bad request")]).await?;
+            return drain(&mut stream).await;
         }
     };
     if let Err(text) = peer.may(&request, owner.privacy) {
@@ -262,6 +264,18 @@ async fn read_request(stream: &mut UnixStream) -> io::Result<Asked> {
         Some((b'R', payload)) => Request::decode(payload).map_or(Asked::Nonsense, Asked::Request),
         _ => Asked::Nonsense,
     })
+}
+
+/// Reads what a client still has to say, so that closing does not take our answer away from it.
+async fn drain(stream: &mut UnixStream) -> io::Result<()> {
+    stream.shutdown().await?;
+    let mut rest = stream.take(DRAIN_BYTES_MAX);
+    let mut nowhere = tokio::io::sink();
+    let drained = tokio::io::copy(&mut rest, &mut nowhere);
+    match timeout(DRAIN_TIME_MAX, drained).await {
+        Ok(drained) => drained.map(|_| ()),
+        Err(_) => Ok(()),
+    }
 }
 
 /// A line of Sendmail's dialect that begins with these bytes.
@@ -396,11 +410,11 @@ async fn run(
     }
     if !is_watched {
         if selection.is_all() {
-            owner.spool.run_now(&mut |_| true);
+            owner.queue.run_now(|_| true);
         } else {
             let ids: HashSet<MessageId> =
                 selected_ids(owner, selection).await?.into_iter().collect();
-            owner.spool.run_now(&mut |id| ids.contains(&id));
+            owner.queue.run_now(|id| ids.contains(&id));
         }
         return send(stream, &[Frame::End]).await;
     }
@@ -413,8 +427,8 @@ async fn run(
             at + 1
         );
         send(stream, &[Frame::Text(String::new()), Frame::Text(heading)]).await?;
-        let mut lines = (owner.watch)(id);
-        if owner.spool.run_now(&mut |one| one == id) == 0 {
+        let mut lines = owner.queue.watch(id);
+        if owner.queue.run_now(|one| one == id) == 0 {
             // Gone since, or being run already: then its lines still come.
             lines.close();
         }

@@ -5,9 +5,13 @@
 //! code, which `main` ends with. Blocks: as the program does.
 
 pub mod background;
+pub mod client_queue;
+pub mod daemon;
 pub mod mailq;
 pub mod newaliases;
 pub mod open_spool;
+pub mod owned_queue;
+pub mod queue_run;
 pub mod run_file;
 pub mod submit;
 pub mod verify;
@@ -19,14 +23,16 @@ use std::io::{self, Write};
 use std::panic::PanicHookInfo;
 use std::path::PathBuf;
 
-use crate::cli::{self, CliError, Inspection, Invocation, Mode};
+use crate::cli::{self, CliError, Inspection, Invocation, Mode, QueueTiming};
 use crate::config::host::HostName;
 use crate::config::sandbox::{self, Missing, SANDBOX_VARIABLE, SandboxError};
 use crate::config::{Config, ConfigError, Request, set_id};
 use crate::control::selection::Selection;
 use crate::maillog::{Maillog, QueueId, Severity};
 use crate::status::ExitCode;
+use daemon::{Place, Plan};
 use mailq::Detail;
+use queue_run::Shown;
 
 /// The name of a client queue's folder of messages that wait for its owner (SPOOL 9).
 pub const DROP_FOLDER: &str = "drop";
@@ -94,8 +100,19 @@ fn dispatch(invocation: &Invocation, config: &Config, command_line: &[OsString])
         .queue_run
         .as_ref()
         .map_or_else(Selection::default, |run| run.selection.clone());
-    let _ = command_line;
-    match (invocation.mode, &invocation.queue_run) {
+    let timing = invocation.queue_run.as_ref().map(|run| run.timing);
+    let run_interval = match timing {
+        Some(QueueTiming::Every(interval)) => Some(interval),
+        _ => None,
+    };
+    let plan = |place, listens| Plan {
+        place,
+        listens,
+        run_interval,
+        runs_at_start: timing.is_some(),
+        command_line,
+    };
+    match (invocation.mode, timing) {
         (Mode::PrintQueue, _) => {
             let detail = if config.submit.verbose {
                 Detail::Verbose
@@ -106,8 +123,24 @@ fn dispatch(invocation: &Invocation, config: &Config, command_line: &[OsString])
         }
         (Mode::Verify, _) => verify::run(invocation, config),
         (Mode::RebuildAliases, _) => newaliases::run(config),
+        (Mode::Daemon, _) => daemon::run(config, &plan(Place::Background, true)),
+        (Mode::DaemonForeground, _) => daemon::run(config, &plan(Place::Foreground, true)),
+        (Mode::Deliver, Some(QueueTiming::Every(_))) => {
+            daemon::run(config, &plan(Place::Background, false))
+        }
+        (Mode::Deliver, Some(_)) => {
+            let shown = if config.submit.verbose {
+                Shown::Dialogues
+            } else {
+                Shown::Nothing
+            };
+            queue_run::run(config, &selection, shown)
+        }
         (Mode::Deliver, None) => submit::run(invocation, config),
-        _ => ExitCode::Unavailable,
+        (Mode::SmtpSession, _) => {
+            eprintln!("sendmail: -bs is not supported");
+            ExitCode::Usage
+        }
     }
 }
 

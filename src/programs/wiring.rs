@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::address::{Address, Domain};
-use crate::clock::Clock;
+use crate::clock::{Clock, SystemClock};
 use crate::config::endpoint::SMTP_PORT;
 use crate::config::host::HostName;
 use crate::config::{Config, Remote};
@@ -18,7 +18,7 @@ use crate::deliver::{
 };
 use crate::dns::{Resolver, ResolverOptions, SystemResolver};
 use crate::maillog::{Destination, LogSettings, Maillog, QueueId, Severity};
-use crate::route::{Notice, RouteError, Router, RouterParts};
+use crate::route::{Notice, RelayTo, RouteError, Router, RouterParts};
 use crate::users::Users;
 
 /// Longest wait for another program's lock on a mailbox. Source: mail.local's five minutes of retries, cut down, as a
@@ -29,9 +29,36 @@ const CONNECTION_CACHE_SIZE: usize = 2;
 /// How long the SMTP client keeps one. Source: Sendmail's ConnectionCacheTimeout.
 const CONNECTION_CACHE_IDLE_MAX: Duration = Duration::from_secs(5 * 60);
 
+/// What all parts of a process share.
+#[derive(Clone)]
+pub struct System {
+    /// The system's clocks.
+    pub clock: Arc<dyn Clock>,
+    /// The names of this host.
+    pub host: HostName,
+    /// The users of this host.
+    pub users: Arc<Users>,
+    /// The log.
+    pub maillog: Maillog,
+}
+
+impl System {
+    /// Finds them out. Call it after the last fork: log lines bear the process id. Blocks: disk.
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let host = HostName::find(&config.host);
+        Self {
+            maillog: maillog(config, &host, Arc::clone(&clock)),
+            users: users(config),
+            clock,
+            host,
+        }
+    }
+}
+
 /// The maillog of this process. Call it after the last fork: lines bear the process id.
-#[must_use]
-pub fn maillog(config: &Config, host: &HostName, clock: Arc<dyn Clock>) -> Maillog {
+fn maillog(config: &Config, host: &HostName, clock: Arc<dyn Clock>) -> Maillog {
     let destination = match &config.log.file {
         Some(file) => Destination::File(file.clone()),
         None => Destination::Syslog(config.log.socket.clone()),
@@ -46,8 +73,7 @@ pub fn maillog(config: &Config, host: &HostName, clock: Arc<dyn Clock>) -> Maill
 }
 
 /// The users of this host.
-#[must_use]
-pub fn users(config: &Config) -> Arc<Users> {
+fn users(config: &Config) -> Arc<Users> {
     Arc::new(Users::new(
         config.paths.passwd_file.as_deref(),
         config.paths.home_directory.as_deref(),
@@ -58,23 +84,36 @@ pub fn users(config: &Config) -> Arc<Users> {
 ///
 /// # Errors
 /// As [`RouterParts::new`] and [`Router::new`].
-pub fn router(
-    config: &Config,
-    host: &HostName,
-    users: &Arc<Users>,
-    maillog: &Maillog,
-) -> Result<Router, RouteError> {
-    let log = maillog.clone();
+pub fn router(config: &Config, system: &System) -> Result<Router, RouteError> {
+    let log = system.maillog.clone();
     let notice: Notice = Arc::new(move |text: &str| {
         log.write(Severity::Warning, 0, QueueId::None, text);
     });
     Router::new(RouterParts::new(
         &config.route,
-        host.clone(),
+        system.host.clone(),
         interface_addresses(),
-        Arc::clone(users),
+        Arc::clone(&system.users),
         notice,
     )?)
+}
+
+/// The router of a client queue, which knows one way: to the MTA. It asks no map.
+///
+/// # Errors
+/// As [`Router::new`].
+pub fn client_router(config: &Config, system: &System, to: RelayTo) -> Result<Router, RouteError> {
+    let parts = RouterParts {
+        options: config.route.clone(),
+        host: system.host.clone(),
+        addresses: Vec::new(),
+        users: Arc::clone(&system.users),
+        aliases: Vec::new(),
+        access: None,
+        // What there is to say of names and classes, the MTA says.
+        notice: Arc::new(|_: &str| {}),
+    };
+    Router::new(parts).map(|router| router.relaying_all(to))
 }
 
 /// The addresses of this host's interfaces; none if the system does not tell.
@@ -110,10 +149,9 @@ pub fn resolver(config: &Config) -> Arc<SystemResolver> {
 #[must_use]
 pub fn mailers(
     config: &Config,
+    system: &System,
     router: &Arc<Router>,
-    users: &Arc<Users>,
     resolver: Arc<dyn Resolver>,
-    clock: Arc<dyn Clock>,
 ) -> Mailers {
     let own = Arc::clone(router);
     let timeouts = &config.deliver.timeouts;
@@ -149,7 +187,12 @@ pub fn mailers(
             cache_idle_max: CONNECTION_CACHE_IDLE_MAX,
         },
     };
-    Mailers::new(options, mailbox_owners(users), resolver, clock)
+    Mailers::new(
+        options,
+        mailbox_owners(&system.users),
+        resolver,
+        Arc::clone(&system.clock),
+    )
 }
 
 fn is_own_name(router: &Router, name: &str) -> bool {

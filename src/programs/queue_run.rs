@@ -1,0 +1,195 @@
+//! One run of the queue: `sendmail -q`, with `-qI`, `-qR`, `-qS`, `-v`, and `-Ac`.
+//!
+//! The owner of the queue is asked to run it; it never matters to the caller who owns the lock. Without an owner this
+//! process becomes it for the run: it tries every message that is meant once, in the order of the listing, and ends.
+//! Blocks: with `-v`, or without an owner, until the run has ended.
+//!
+//! Source: sendmail(8); transcripts 10 and 20 of 8.17.1.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::runtime::Builder;
+use tokio::sync::mpsc;
+
+use super::client_queue::{Absorber, relay_to_mta};
+use super::open_spool::{OpenError, OpenSpool};
+use super::owned_queue::OwnedQueue;
+use super::wiring::{self, System};
+use crate::config::{Config, DeliveryMode, Role};
+use crate::control::listing::Listed;
+use crate::control::selection::{Kind, Selection};
+use crate::control::{ControlError, Conversation, Frame, Request};
+use crate::envelope::MessageId;
+use crate::queue::WATCHERS_MAX;
+use crate::route::RouteError;
+use crate::spool::Spool;
+use crate::spool::drop_file::DropError;
+use crate::status::ExitCode;
+
+/// What a run shows on standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shown {
+    /// Nothing.
+    Nothing,
+    /// `-v`: each message and its dialogues.
+    Dialogues,
+}
+
+/// Why there was no run.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Spool(#[from] OpenError),
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    #[error(transparent)]
+    Drop(#[from] DropError),
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl RunError {
+    fn exit(&self) -> ExitCode {
+        match self {
+            Self::Control(ControlError::Refused { exit, .. }) => {
+                ExitCode::from_code(*exit).unwrap_or(ExitCode::Software)
+            }
+            Self::Control(_) => ExitCode::TempFail,
+            Self::Spool(error) if error.is_locked() => ExitCode::TempFail,
+            Self::Spool(_) | Self::Drop(_) => ExitCode::OsErr,
+            Self::Route(_) => ExitCode::Config,
+            Self::Io(_) => ExitCode::IoErr,
+        }
+    }
+}
+
+/// Runs the queue of this configuration's role once.
+#[must_use]
+pub fn run(config: &Config, selection: &Selection, shown: Shown) -> ExitCode {
+    let ran = match ask_owner(&config.paths.control_socket, selection, shown) {
+        Err(RunError::Control(ControlError::NoOwner { .. })) => {
+            run_as_owner(config, selection, shown)
+        }
+        asked => asked,
+    };
+    match ran {
+        Ok(()) => ExitCode::Ok,
+        // The reader of a pipe has seen enough; the run goes on without it.
+        Err(RunError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::Ok,
+        Err(error) => {
+            eprintln!("sendmail: {error}");
+            error.exit()
+        }
+    }
+}
+
+fn ask_owner(socket: &Path, selection: &Selection, shown: Shown) -> Result<(), RunError> {
+    let request = Request::Run {
+        selection: selection.clone(),
+        is_watched: shown == Shown::Dialogues,
+    };
+    let mut conversation = Conversation::begin(socket, &request)?;
+    let mut out = io::stdout().lock();
+    while let Some(frame) = conversation.next_frame()? {
+        if let Frame::Text(line) = frame {
+            writeln!(out, "{line}")?;
+            out.flush()?;
+        }
+    }
+    Ok(())
+}
+
+fn run_as_owner(config: &Config, selection: &Selection, shown: Shown) -> Result<(), RunError> {
+    let system = System::new(config);
+    super::end_on_panic(Some(system.maillog.clone()));
+    let open = OpenSpool::open(
+        &config.paths.queue_directory,
+        &config.spool,
+        Arc::clone(&system.clock),
+        &system.maillog,
+    )?;
+    let spool = open.spool.clone();
+    let router = match config.role {
+        Role::Mta => wiring::router(config, &system)?,
+        Role::Msp => wiring::client_router(config, &system, relay_to_mta(config))?,
+    };
+    if config.role == Role::Msp {
+        let directory = &config.paths.queue_directory;
+        let absorber = Absorber::new(directory, config, spool.clone(), &system);
+        absorber.settle()?;
+        absorber.absorb_all();
+    }
+    // Nothing is tried but what is told to: a run with limits leaves the rest alone.
+    let mut run_config = config.clone();
+    run_config.queue.delivery_mode = DeliveryMode::Queue;
+    // One thread: between the start of the queue and the first wait nothing is tried, so that no line is missed.
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let (ran, open) = runtime.block_on(async {
+        let router = Arc::new(router);
+        let resolver = wiring::resolver(&run_config);
+        let mailers = wiring::mailers(&run_config, &system, &router, resolver);
+        let owned = OwnedQueue::start(open, &run_config, &system, &router, mailers, None);
+        let ids = selected(&spool, selection, system.clock.unix_ms());
+        let ran = try_all(&owned, &config.paths.queue_directory, &ids, shown).await;
+        owned.queue.finished().await;
+        (ran, owned.stop().await)
+    });
+    drop(runtime);
+    open.close();
+    Ok(ran?)
+}
+
+/// The messages that are meant, in the order of the listing. Held ones are not run. Blocks: disk.
+fn selected(spool: &Spool, selection: &Selection, now_unix_ms: u64) -> Vec<MessageId> {
+    if selection.kind != Kind::Normal {
+        return Vec::new();
+    }
+    let mut found: Vec<(u64, MessageId)> = spool
+        .ids()
+        .into_iter()
+        .filter_map(|id| spool.message(id).ok())
+        .map(|message| Listed::of(&message, now_unix_ms))
+        .filter(|listed| selection.holds_for(listed))
+        .map(|listed| (listed.priority, listed.id))
+        .collect();
+    found.sort_unstable();
+    found.into_iter().map(|(_, id)| id).collect()
+}
+
+/// Tries each message once; shows their dialogues one after the other if asked to.
+async fn try_all(
+    owned: &OwnedQueue,
+    directory: &Path,
+    ids: &[MessageId],
+    shown: Shown,
+) -> io::Result<()> {
+    if shown == Shown::Nothing {
+        let all: std::collections::HashSet<MessageId> = ids.iter().copied().collect();
+        owned.queue.run_now(|id| all.contains(&id));
+        return Ok(());
+    }
+    let mut out = io::stdout().lock();
+    let mut number = 0;
+    for some in ids.chunks(WATCHERS_MAX) {
+        let watched: Vec<(MessageId, mpsc::Receiver<String>)> = some
+            .iter()
+            .map(|id| (*id, owned.queue.watch(*id)))
+            .collect();
+        let all: std::collections::HashSet<MessageId> = some.iter().copied().collect();
+        owned.queue.run_now(|id| all.contains(&id));
+        for (id, mut lines) in watched {
+            number += 1;
+            let (path, count) = (directory.display(), ids.len());
+            writeln!(out, "\nRunning {path}/{id} (sequence {number} of {count})")?;
+            while let Some(line) = lines.recv().await {
+                writeln!(out, "{line}")?;
+                out.flush()?;
+            }
+        }
+    }
+    out.flush()
+}
