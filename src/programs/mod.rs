@@ -137,10 +137,7 @@ fn dispatch(invocation: &Invocation, config: &Config, command_line: &[OsString])
             queue_run::run(config, &selection, shown)
         }
         (Mode::Deliver, None) => submit::run(invocation, config),
-        (Mode::SmtpSession, _) => {
-            eprintln!("sendmail: -bs is not supported");
-            ExitCode::Usage
-        }
+        (Mode::SmtpSession, _) => submit::stdin_session::run(config),
     }
 }
 

@@ -255,3 +255,69 @@ fn reason(error: &io::Error) -> String {
         None => error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::config::Role;
+    use std::sync::Arc;
+
+    #[test]
+    fn what_is_missing_or_writable_by_others_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let mut config = Config::defaults(Role::Mta, None);
+        config.file = at("sendmail.toml");
+        config.route.local_host_names = at("local-host-names");
+        config.paths.queue_directory = at("mqueue");
+        let name = HostName::find(&config.host);
+        let look = |config: &Config| {
+            let rebuild = Rebuild {
+                config,
+                maillog: Maillog::discarding(Arc::new(SystemClock::new())),
+                user: "root".to_owned(),
+            };
+            let source = config.file.parent().unwrap().join("aliases");
+            (rebuild.look_over(&name), rebuild.source_fault(&source))
+        };
+        let (looked, fault) = look(&config);
+        assert_eq!(
+            looked.unwrap_err(),
+            format!(
+                "{}: fileclass: cannot open '{}': No such file or directory",
+                at("sendmail.toml").display(),
+                at("local-host-names").display()
+            )
+        );
+        assert_eq!(fault.as_deref(), Some("No such file or directory"));
+
+        std::fs::write(at("local-host-names"), "Mail.Example.TEST # x\n").unwrap();
+        std::fs::write(at("aliases"), "").unwrap();
+        let mode =
+            |mode| std::fs::set_permissions(at("aliases"), std::fs::Permissions::from_mode(mode));
+        mode(0o664).unwrap();
+        let (looked, fault) = look(&config);
+        assert_eq!(
+            looked.unwrap_err(),
+            format!(
+                "can not chdir({}/): No such file or directory",
+                at("mqueue").display()
+            )
+        );
+        assert_eq!(fault.as_deref(), Some("Group writable file"));
+
+        std::fs::create_dir(at("mqueue")).unwrap();
+        mode(0o644).unwrap();
+        let (looked, fault) = look(&config);
+        assert!(looked.unwrap().contains("mail.example.test"));
+        assert_eq!(fault, None);
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o775)).unwrap();
+        assert!(
+            look(&config)
+                .0
+                .unwrap_err()
+                .ends_with("': Group writable directory")
+        );
+    }
+}

@@ -15,10 +15,12 @@ mod failure;
 pub(super) mod log;
 mod outlet;
 mod relay;
+pub mod stdin_session;
 
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cli::Invocation;
 use crate::clock::{Clock, SystemClock};
@@ -98,6 +100,25 @@ impl<'a> Request<'a> {
     }
 }
 
+/// Gives ids in the shape of queue ids, none twice in a process.
+#[derive(Debug, Default)]
+struct Ids(AtomicU64);
+
+impl Ids {
+    fn next(&self, unix_ms: u64) -> MessageId {
+        let first = MessageId::first_of(unix_ms / 1000, std::process::id()).number();
+        let mut given = first;
+        // The closure always answers with a new number.
+        let _ = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+                given = first.max(last.saturating_add(1));
+                Some(given)
+            });
+        MessageId::from_number(given)
+    }
+}
+
 /// A run of the program: who submits, where to.
 struct Session<'a> {
     config: &'a Config,
@@ -108,7 +129,7 @@ struct Session<'a> {
     clock: SystemClock,
     log: SubmitLog,
     outlet: Outlet<'a>,
-    last_id: Option<MessageId>,
+    ids: Arc<Ids>,
 }
 
 impl<'a> Session<'a> {
@@ -139,21 +160,12 @@ impl<'a> Session<'a> {
             log: SubmitLog::new(log::open_maillog(config, &name)),
             outlet: Outlet::new(config, &name.full, verbose),
             host: name.full,
-            last_id: None,
+            ids: Arc::default(),
         })
     }
 
-    /// An id never given before by this process, in the shape of a queue id.
-    fn new_id(&mut self) -> MessageId {
-        let second = self.clock.unix_ms() / 1000;
-        let mut id = MessageId::first_of(second, std::process::id());
-        if let Some(last) = self.last_id
-            && last >= id
-        {
-            id = MessageId::from_number(last.number().saturating_add(1));
-        }
-        self.last_id = Some(id);
-        id
+    fn new_id(&self) -> MessageId {
+        self.ids.next(self.clock.unix_ms())
     }
 
     fn submit(&mut self, request: &Request, input: &mut dyn BufRead) -> ExitCode {
@@ -484,6 +496,13 @@ fn verbose_to_stdout() -> Verbose {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_given_once_also_when_the_clock_is_set_back() {
+        let ids = Ids::default();
+        let given: Vec<_> = [5_000, 5_000, 9_000, 1_000].map(|ms| ids.next(ms)).into();
+        assert!(given.windows(2).all(|pair| pair[0] < pair[1]), "{given:?}");
+    }
 
     #[test]
     fn trusted_users_are_words_of_the_file() {

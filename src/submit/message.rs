@@ -64,6 +64,7 @@ pub struct Submission {
     pub class: i32,
     /// Size as read, line ends counted as one byte.
     pub message_bytes: u64,
+    /// Completed, CRLF after each line, without the empty line that ends it; empty if the body holds it too.
     header: Vec<u8>,
     body: Body,
 }
@@ -154,27 +155,44 @@ impl Submission {
         })
     }
 
+    /// A message whose header and body came together, CRLF, from an SMTP session.
+    #[must_use]
+    pub fn of_content(
+        id: MessageId,
+        envelope: Envelope,
+        content: Body,
+        message_bytes: u64,
+    ) -> Self {
+        Self {
+            id,
+            shown: envelope.recipients.iter().map(Recipient::shown).collect(),
+            envelope,
+            class: 0,
+            message_bytes,
+            header: Vec::new(),
+            body: content,
+        }
+    }
+
     /// A reader of header and body as they will be sent: CRLF, dots not doubled. Reading blocks: disk, if the body
     /// is large.
     #[must_use]
     pub fn content(&self) -> Box<dyn Read + Send> {
+        if self.header.is_empty() {
+            return self.body.open();
+        }
         let mut head = self.header.clone();
         head.extend_from_slice(b"\r\n");
         Box::new(Cursor::new(head).chain(self.body.open()))
     }
 
-    /// The completed header, CRLF after each line, without the empty line that ends it.
-    #[must_use]
-    pub fn header(&self) -> &[u8] {
-        &self.header
-    }
-
     /// Size of the content in bytes.
     #[must_use]
     pub fn content_bytes(&self) -> u64 {
+        let separator_bytes = if self.header.is_empty() { 0 } else { 2 };
         u64::try_from(self.header.len())
             .unwrap_or(u64::MAX)
-            .saturating_add(2)
+            .saturating_add(separator_bytes)
             .saturating_add(self.body.len_bytes())
     }
 

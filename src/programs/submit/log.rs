@@ -44,6 +44,11 @@ impl SubmitLog {
         Self { maillog }
     }
 
+    /// The log itself.
+    pub(super) const fn maillog(&self) -> &Maillog {
+        &self.maillog
+    }
+
     /// `from=`
     pub(super) fn received(&self, submission: &Submission) {
         let envelope = &submission.envelope;

@@ -91,7 +91,7 @@ impl<'a> Outlet<'a> {
             content,
             content_bytes: submission.content_bytes(),
         };
-        let queued = Outcome::new(Delivery::Deferred, Status::new(4, 0, 0), MAILER, QUEUED);
+        let queued = Outcome::new(Delivery::Deferred, Status::OK, MAILER, QUEUED);
         let outcomes = vec![queued; wire.recipients.len()];
         self.store_deferred(&parcel, outcomes)
     }
