@@ -26,6 +26,8 @@ use crate::status::{Status, Verdict};
 
 /// A lock file older than this was left behind by a program that died, and is removed.
 pub(crate) const LOCK_STALE_AGE: Duration = Duration::from_secs(300);
+/// The most that is read of a lock file, in bytes.
+const LOCK_CONTENT_BYTES_MAX: u64 = 256;
 /// First and longest pause between two tries to get a lock.
 const LOCK_PAUSE_MIN: Duration = Duration::from_millis(5);
 const LOCK_PAUSE_MAX: Duration = Duration::from_millis(500);
@@ -380,22 +382,13 @@ impl LockFile {
         name.push(".lock");
         let path = PathBuf::from(name);
         loop {
-            let made = OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW)
-                .open(&path);
-            match made {
-                Ok(mut file) => {
+            match make_lock_file(&path) {
+                Ok(file) => {
                     let metadata = file.metadata().map_err(|e| io_error(&path, e))?;
-                    let lock = Self {
+                    return Ok(Self {
                         path,
                         id: (metadata.dev(), metadata.ino()),
-                    };
-                    // The process id is for people; a full disk does not make the lock less held.
-                    let _ = writeln!(file, "{}", std::process::id());
-                    return Ok(lock);
+                    });
                 }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                     if !remove_stale(&path, pause.clock) {
@@ -420,8 +413,44 @@ impl Drop for LockFile {
     }
 }
 
-/// Removes a lock file that is older than [`LOCK_STALE_AGE`]; whether it did. The record lock still keeps two
-/// deliveries of ours apart should two processes do this at once.
+/// Makes a lock file, which appears under its name with its content or not at all, so that a crash leaves none that
+/// nobody can tell to be dead. File systems that can't make unnamed files get it in two steps.
+fn make_lock_file(path: &Path) -> io::Result<File> {
+    use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, open};
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    if let Ok(file) = open(folder, flags, Mode::from_raw_mode(0o600)) {
+        let mut file = File::from(file);
+        // The content only helps others to find out who died; a full disk does not make the lock less held.
+        let _ = file.write_all(lock_content(std::process::id()).as_bytes());
+        let unnamed = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        match linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::EXIST) => return Err(io::ErrorKind::AlreadyExists.into()),
+            // Without /proc.
+            Err(_) => {}
+        }
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
+    let _ = file.write_all(lock_content(std::process::id()).as_bytes());
+    Ok(file)
+}
+
+/// What a lock file holds: the process id, for people and for liblockfile, and where that id means a process: the
+/// running system and its namespace of process ids.
+fn lock_content(process: u32) -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    format!("{process}\n{} {}\n", boot.trim(), space.display())
+}
+
+/// Removes a lock file that is older than [`LOCK_STALE_AGE`], or whose program, one of ours on this system, has died;
+/// whether it did. The record lock still keeps two deliveries of ours apart should two processes do this at once.
 fn remove_stale(path: &Path, clock: &dyn Clock) -> bool {
     let Ok(metadata) = path.symlink_metadata() else {
         return false;
@@ -430,7 +459,42 @@ fn remove_stale(path: &Path, clock: &dyn Clock) -> bool {
         .unwrap_or(0)
         .saturating_mul(1000);
     let age_ms = clock.unix_ms().saturating_sub(modified_ms);
-    u128::from(age_ms) > LOCK_STALE_AGE.as_millis() && std::fs::remove_file(path).is_ok()
+    let is_old = u128::from(age_ms) > LOCK_STALE_AGE.as_millis();
+    (is_old || (metadata.is_file() && is_of_dead_process(path)))
+        && std::fs::remove_file(path).is_ok()
+}
+
+/// Whether a lock file is one of ours, made on this running system by a process that is no more.
+fn is_of_dead_process(path: &Path) -> bool {
+    let mut content = String::new();
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path);
+    let Ok(file) = opened else {
+        return false;
+    };
+    if file
+        .take(LOCK_CONTENT_BYTES_MAX)
+        .read_to_string(&mut content)
+        .is_err()
+    {
+        return false;
+    }
+    let Some(process) = content
+        .lines()
+        .next()
+        .and_then(|line| line.parse::<u32>().ok())
+    else {
+        return false;
+    };
+    let Some(pid) = i32::try_from(process)
+        .ok()
+        .filter(|pid| *pid > 0 && content == lock_content(process))
+    else {
+        return false;
+    };
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None) == Err(Errno::ESRCH)
 }
 
 /// Pauses between tries, until the deadline.
@@ -468,5 +532,44 @@ fn io_error(path: &Path, source: io::Error) -> MailboxError {
     MailboxError::Io {
         path: path.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+
+    /// After a kill the next daemon must not wait minutes for the lock of the last one.
+    #[test]
+    fn a_lock_of_a_dead_process_of_ours_is_stale_at_once_and_others_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bob.lock");
+        let clock = SystemClock::new();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let dead = child.id();
+        child.wait().unwrap();
+        let is_stale = |content: &str| {
+            std::fs::write(&path, content).unwrap();
+            remove_stale(&path, &clock)
+        };
+        assert!(is_stale(&lock_content(dead)));
+        assert!(!path.exists());
+        for kept in [
+            lock_content(std::process::id()),
+            format!("{dead}\n"),
+            format!("{dead}\nanother-boot pid:[1]\n"),
+            String::new(),
+            "0".to_owned(),
+        ] {
+            assert!(!is_stale(&kept), "{kept:?}");
+            assert!(path.exists());
+        }
+        std::fs::remove_file(&path).unwrap();
+        drop(make_lock_file(&path).unwrap());
+        let content = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(content, lock_content(std::process::id()));
+        let taken = make_lock_file(&path).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
     }
 }

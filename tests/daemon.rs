@@ -1,0 +1,301 @@
+//! What the README's first command promises, with the real programs in a sandbox: mail comes in by SMTP and by
+//! `sendmail`, is delivered, logged and listed, survives SIGKILL, and the daemon stops and restarts when told.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+#[path = "support/daemon.rs"]
+mod daemon;
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+
+use daemon::{Daemon, Sandbox, wait_for};
+use diligence::control::selection::{Kind, Selection};
+use diligence::control::{ControlError, Conversation, Frame, Request};
+use nix::sys::signal::Signal;
+
+/// Waits until the mailbox of the sandbox's user holds this.
+fn wait_for_mail(sandbox: &Sandbox, text: &str) -> String {
+    wait_for(&format!("{text:?} in the mailbox"), || {
+        let mailbox = sandbox.mailbox();
+        mailbox.contains(text).then_some(mailbox)
+    })
+}
+
+/// Waits until the daemon's queue is listed as empty.
+fn wait_for_empty_queue(sandbox: &Sandbox) {
+    wait_for("an empty queue", || {
+        sandbox.mailq().contains("is empty").then_some(())
+    });
+}
+
+/// The lines of the maillog that an operator greps by queue id.
+fn log_lines(sandbox: &Sandbox, id: &str) -> Vec<String> {
+    sandbox
+        .text("var/log/maillog")
+        .lines()
+        .filter(|line| line.contains(&format!(" {id}: ")))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn a_message_by_smtp_is_delivered_and_leaves_two_log_lines() {
+    let sandbox = Sandbox::new();
+    let daemon = sandbox.start();
+    let user = sandbox.user();
+    let mut client = daemon.client().unwrap();
+    let id = client
+        .send(
+            "stranger@client.example.test",
+            &["postmaster"],
+            "Subject: by smtp\n\nhello over the wire",
+        )
+        .unwrap();
+    assert_eq!(id.len(), 14, "{id}");
+    let mailbox = wait_for_mail(&sandbox, "hello over the wire");
+    assert!(mailbox.starts_with("From stranger@client.example.test  "));
+    assert!(mailbox.contains("\nReturn-Path: <stranger@client.example.test>\n"));
+    assert!(mailbox.contains(&format!("with ESMTP id {id}\n")));
+    assert!(mailbox.contains("\nSubject: by smtp\n"));
+    assert!(!mailbox.contains('\r'));
+    let mode = std::fs::metadata(sandbox.path().join("var/mail").join(&user))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let lines = wait_for("the two log lines", || {
+        let lines = log_lines(&sandbox, &id);
+        (lines.len() >= 2).then_some(lines)
+    });
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    let from = &lines[0];
+    assert!(from.contains(": from=<stranger@client.example.test>, size="));
+    assert!(from.contains(", nrcpts=1, msgid=<"));
+    assert!(from.contains(", proto=ESMTP, daemon=MTA, relay="));
+    let to = &lines[1];
+    assert!(to.contains(", mailer=local, pri="), "{to}");
+    assert!(to.contains(", dsn=2.0.0, stat=Sent"), "{to}");
+    wait_for_empty_queue(&sandbox);
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn a_submission_is_shown_and_delivered() {
+    let sandbox = Sandbox::new();
+    let daemon = sandbox.start();
+    let output = sandbox.run(
+        "sendmail",
+        &["-v", "postmaster"],
+        "Subject: hi\n\nhello from the command line\n",
+    );
+    assert!(output.status.success(), "{output:?}");
+    let shown = String::from_utf8(output.stdout).unwrap();
+    for expected in [
+        "postmaster... Connecting to ",
+        "\n220 ",
+        "\n>>> EHLO ",
+        "\n>>> MAIL From:<",
+        "\n>>> RCPT To:<postmaster@",
+        "\n>>> DATA\n",
+        "\n354 ",
+        "\n>>> .\n",
+        "postmaster... Sent (",
+        "\n>>> QUIT\n",
+    ] {
+        assert!(shown.contains(expected), "no {expected:?} in:\n{shown}");
+    }
+    let mailbox = wait_for_mail(&sandbox, "hello from the command line");
+    assert!(mailbox.contains("\nSubject: hi\n"));
+    assert!(mailbox.contains("\nMessage-Id: <"), "{mailbox}");
+    assert!(mailbox.contains("/Submit) id ") || mailbox.contains("@localhost)"));
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn a_submission_without_a_daemon_is_delivered_by_the_next_one() {
+    let sandbox = Sandbox::new();
+    // Makes the sandbox.
+    assert!(sandbox.start().stop().success());
+    let output = sandbox.run("sendmail", &["postmaster"], "Subject: later\n\ndropped\n");
+    assert!(output.status.success(), "{output:?}");
+    let listing = sandbox.run("mailq", &["-Ac"], "");
+    let listing = String::from_utf8(listing.stdout).unwrap();
+    assert!(listing.contains("Total requests: 1"), "{listing}");
+    assert!(listing.contains("postmaster"), "{listing}");
+    let daemon = sandbox.start();
+    wait_for_mail(&sandbox, "dropped");
+    wait_for("an empty client queue", || {
+        let output = sandbox.run("mailq", &["-Ac"], "");
+        String::from_utf8_lossy(&output.stdout)
+            .contains("is empty")
+            .then_some(())
+    });
+    assert!(daemon.stop().success());
+    assert_eq!(sandbox.mailbox().matches("dropped").count(), 1);
+}
+
+/// A message for a host elsewhere, which a sandbox keeps.
+fn send_elsewhere(daemon: &Daemon) -> String {
+    daemon
+        .client()
+        .unwrap()
+        .send(
+            "sender@client.example.test",
+            &["somebody@elsewhere.example"],
+            "Subject: far away\n\nx",
+        )
+        .unwrap()
+}
+
+#[test]
+fn mailq_shows_the_same_with_and_without_a_daemon_and_after_a_kill() {
+    let sandbox = Sandbox::new();
+    let daemon = sandbox.start();
+    let id = send_elsewhere(&daemon);
+    let running = wait_for("the reason in the listing", || {
+        let listing = sandbox.mailq();
+        (listing.contains("                 (") && !listing.contains('*')).then_some(listing)
+    });
+    assert!(running.contains(&format!("\n{id}  ")), "{running}");
+    assert!(running.contains(" <sender@client.example.test>\n"));
+    assert!(running.contains("\n\t\t\t\t\t <somebody@elsewhere.example>\n"));
+    assert!(running.ends_with("\t\tTotal requests: 1\n"), "{running}");
+    let text =
+        |arguments: &[&str]| String::from_utf8(sandbox.run("mailq", arguments, "").stdout).unwrap();
+    assert_eq!(text(&["-qRelsewhere"]), running);
+    assert!(text(&["-qRnosuch"]).contains("is empty"));
+    assert!(text(&["-q!Relsewhere"]).contains("is empty"));
+    assert!(text(&["-v"]).contains("-Priority-"));
+    daemon.kill();
+    let alone = sandbox.mailq();
+    assert_eq!(alone.replace("  (", " ("), running.replace("  (", " ("));
+    let daemon = sandbox.start();
+    assert!(sandbox.mailq().contains(&id));
+    assert!(daemon.stop().success());
+    assert!(sandbox.mailq().contains(&id));
+}
+
+#[test]
+fn the_daemon_says_where_it_is_and_its_files_go_with_it() {
+    let sandbox = Sandbox::new();
+    let daemon = sandbox.start();
+    let pid_file = wait_for("the pid file", || {
+        let text = sandbox.text("run/sendmail.pid");
+        (!text.is_empty()).then_some(text)
+    });
+    let mut lines = pid_file.lines();
+    assert_eq!(lines.next().unwrap(), daemon.pid().to_string());
+    assert!(lines.next().unwrap().contains("sendmail --sandbox "));
+    let address = daemon.address();
+    let (status, printed) = daemon.stop_and_read();
+    assert!(status.success());
+    assert!(printed.contains(&address.to_string()), "{printed}");
+    for expected in ["var/mail", "var/log/maillog", "mailq", "-v postmaster"] {
+        assert!(printed.contains(expected), "no {expected} in:\n{printed}");
+    }
+    for name in ["run/sendmail.pid", "run/smtp", "run/control"] {
+        assert!(!sandbox.path().join(name).exists(), "{name} is left");
+    }
+}
+
+#[test]
+fn hangup_restarts_the_daemon_in_its_process() {
+    let sandbox = Sandbox::new();
+    let daemon = sandbox.start();
+    let id = send_elsewhere(&daemon);
+    daemon.signal(Signal::SIGHUP);
+    wait_for("the second start in the log", || {
+        let log = sandbox.text("var/log/maillog");
+        (log.matches("starting daemon").count() == 2).then_some(())
+    });
+    assert!(sandbox.text("var/log/maillog").contains("due to signal"));
+    let address = wait_for("the new address", || {
+        sandbox.text("run/smtp").lines().next()?.parse().ok()
+    });
+    daemon::SmtpClient::connect(address).unwrap();
+    assert!(sandbox.mailq().contains(&id));
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn a_second_daemon_on_the_same_queue_is_refused_and_the_first_goes_on() {
+    let sandbox = Sandbox::new();
+    let daemon = sandbox.start();
+    let output = sandbox.run("sendmail", &["-bD", "-O", "DaemonPortOptions=Port=0"], "");
+    assert!(!output.status.success());
+    assert!(!output.stderr.is_empty());
+    assert!(daemon.client().is_ok());
+    // A queue run does not fail on the lock: it asks the owner.
+    let output = sandbox.run("sendmail", &["-q"], "");
+    assert!(output.status.success(), "{output:?}");
+    assert!(daemon.stop().success());
+}
+
+#[test]
+fn a_background_daemon_listens_when_its_starter_returns() {
+    let sandbox = Sandbox::new();
+    assert!(sandbox.start().stop().success());
+    let status = sandbox
+        .command("sendmail")
+        .args(["-bd", "-O", "DaemonPortOptions=Port=0"])
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let pid: i32 = sandbox
+        .text("run/sendmail.pid")
+        .lines()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let address = sandbox.text("run/smtp").lines().next().unwrap().parse();
+    daemon::SmtpClient::connect(address.unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    wait_for("the end of the background daemon", || {
+        (!sandbox.path().join("run/sendmail.pid").exists()).then_some(())
+    });
+}
+
+#[test]
+fn the_control_socket_answers_its_owner_and_refuses_nonsense() {
+    let sandbox = Sandbox::new();
+    let daemon = sandbox.start();
+    let socket = sandbox.path().join("run/control");
+    let id = send_elsewhere(&daemon);
+    let ask = |request: &Request| -> Result<Vec<Frame>, ControlError> {
+        let mut conversation = Conversation::begin(&socket, request)?;
+        let mut frames = Vec::new();
+        while let Some(frame) = conversation.next_frame()? {
+            frames.push(frame);
+        }
+        Ok(frames)
+    };
+    let status = ask(&Request::Status).unwrap();
+    assert!(
+        status.contains(&Frame::Text("messages 1".into())),
+        "{status:?}"
+    );
+    let selection = Selection::from_words(["N", "Relsewhere"]).unwrap();
+    let removed = ask(&Request::Remove(selection)).unwrap();
+    assert_eq!(removed, [Frame::Text(format!("{id} removed"))]);
+    let listing = ask(&Request::List(Selection::all(Kind::Normal))).unwrap();
+    assert_eq!(listing.len(), 1, "{listing:?}");
+
+    let talk = |words: &[u8]| {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        std::io::Write::write_all(&mut stream, words).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        std::io::Read::read_to_end(&mut stream, &mut answer).unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    assert!(talk(b"help\n").starts_with("Help for smcontrol:"));
+    assert_eq!(talk(b"bogus\n"), "Bad command (bogus)\r\n");
+    assert!(talk(&[255; 64]).contains("bad request"));
+    assert!(talk(b"\x05\0\0\0Rdrop").contains("bad request"));
+    ask(&Request::Shutdown).unwrap();
+    assert!(daemon.wait().success());
+}
