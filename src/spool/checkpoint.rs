@@ -150,6 +150,15 @@ pub(super) fn write(inner: &Arc<Inner>) -> Result<(), SpoolError> {
         file.write_at(0, &pieces)
             .map_err(|e| SpoolError::io("write", TEMPORARY, e))?;
         // The name must not be durable before the bytes are.
+        #[cfg(test)]
+        if super::faults::seeded(super::faults::Fault::CheckpointBeforeSync) {
+            storage
+                .rename(TEMPORARY, &name)
+                .map_err(|e| SpoolError::io("rename", TEMPORARY, e))?;
+            return storage
+                .sync_dir()
+                .map_err(|e| SpoolError::io("sync", ".", e));
+        }
         file.sync()
             .map_err(|e| SpoolError::io("sync", TEMPORARY, e))?;
         storage

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+#[cfg(test)]
+use super::faults::{self, Fault};
 use super::format::{
     BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, BatchNumber, FIRST_BATCH_OFFSET,
     FRAME_HEADER_BYTES, FrameHeader, Kind, Lsn, round_to_block,
@@ -237,9 +239,17 @@ impl Writer {
         };
         let mut submissions = submissions;
         let (pieces, laid, batch) = self.lay_out(&segment, &mut submissions);
+        #[cfg(test)]
+        faults::seeded(Fault::TicketBeforeSync).then(|| faults::release_early(&submissions));
         let written = self.put(&segment, &pieces, &submissions, batch.length);
         let result = written.and_then(|()| {
             self.inner.count_sync();
+            #[cfg(test)]
+            if faults::seeded(Fault::NoSync)
+                || faults::seeded(Fault::SecondSync) && segment.file.sync().is_err()
+            {
+                return Ok(());
+            };
             segment
                 .file
                 .sync()
@@ -255,6 +265,10 @@ impl Writer {
             return;
         }
         self.offset += round_to_block(u64::from(batch.length));
+        #[cfg(test)]
+        faults::seeded(Fault::NoAlignment).then(|| {
+            self.offset -= round_to_block(u64::from(batch.length)) - u64::from(batch.length)
+        });
         self.chain = batch.checksum;
         self.durable = batch.number;
         self.next_batch = batch.number + 1;

@@ -12,6 +12,8 @@ mod checkpoint;
 mod content;
 pub mod drop_file;
 mod error;
+#[cfg(test)]
+mod faults;
 mod format;
 mod index;
 mod journal;

@@ -52,7 +52,7 @@ impl SpoolReader {
             let found = recovery::load(storage, DUE_AHEAD_MAX, now, Check::AllButContent)?;
             let is_same = found.segments.iter().all(|(number, (segment, _))| {
                 matches!(open_segment(storage, &segment_name(*number), *number),
-                    Ok(Ok((_, header))) if header.mark == segment.mark)
+                    Ok(Ok((_, header, _))) if header.mark == segment.mark)
             });
             if is_same || tries == TRIES_MAX {
                 return Ok(Self {

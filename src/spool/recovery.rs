@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::checkpoint::{self, Loaded};
+#[cfg(test)]
+use super::faults::Fault;
 use super::format::{
     BLOCK_BYTES, BatchHeader, BatchNumber, FIRST_BATCH_OFFSET, FoundFrame, Kind, Lsn, Padding,
     SegmentNumber, decode_batch, field, round_to_block,
@@ -221,7 +223,7 @@ impl Replay {
         known: Option<(u64, SegmentFate)>,
     ) {
         let name = super::segment::segment_name(number);
-        let (segment, header) = match open_segment(storage, &name, number) {
+        let (segment, header, copy) = match open_segment(storage, &name, number) {
             Ok(Ok(found)) => found,
             Ok(Err(what)) => {
                 return self
@@ -236,6 +238,11 @@ impl Replay {
                 .out
                 .report
                 .damage(format!("{name}: belongs to another spool; left alone"));
+        }
+        if let Some(what) = copy {
+            self.out
+                .report
+                .damage(format!("{name}: one copy of the header: {what}"));
         }
         self.out.spool_id = Some(header.spool_id);
         self.out.next_batch = self.out.next_batch.max(header.batch + 1);
@@ -474,7 +481,14 @@ impl Replay {
             let number = last.header.number;
             let checks =
                 last.padding == Padding::Zero && last.frames.iter().all(|frame| last.checks(frame));
+            #[cfg(test)]
+            let checks = checks || super::faults::seeded(Fault::NoBatchChecksum);
             if number > self.out.proven && !checks {
+                #[cfg(test)]
+                if super::faults::seeded(Fault::VoidFromTorn) {
+                    let voids = last.voids();
+                    self.aside.retain(|old| !covers(&voids, old.header.number));
+                }
                 let bytes = last.header.length;
                 self.out.report.remark(format!(
                     "torn last batch {number} of {bytes} bytes: never acknowledged, ignored"
@@ -490,6 +504,11 @@ impl Replay {
                 self.apply(old, &voids);
             }
             self.apply(&last, &[]);
+            #[cfg(test)]
+            if super::faults::seeded(Fault::NoRewrite) {
+                self.out.proven = number;
+                break;
+            }
             if number > self.out.proven {
                 self.out.unproven = rewrite(&last);
             }

@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 
+#[cfg(test)]
+use super::faults::{Fault, seeded};
 use super::format::{
     BLOCK_BYTES, BatchNumber, FIRST_BATCH_OFFSET, Lsn, SegmentHeader, SegmentNumber,
 };
@@ -217,6 +219,8 @@ impl Segments {
             .map_err(|e| SpoolError::io("open", spare, e))?;
         let capacity = file.len().map_err(|e| SpoolError::io("stat", spare, e))?;
         let mark = self.storage.random();
+        #[cfg(test)]
+        let mark = if seeded(Fault::NoMark) { 1 } else { mark };
         let header = SegmentHeader {
             number,
             mark,
@@ -236,6 +240,16 @@ impl Segments {
         self.storage
             .rename(spare, &name)
             .map_err(|e| SpoolError::io("rename", spare, e))?;
+        #[cfg(test)]
+        if seeded(Fault::NoDirectorySync) {
+            maker.prepared = Some(Arc::new(Segment {
+                number,
+                mark,
+                capacity,
+                file,
+            }));
+            return Ok(());
+        }
         self.storage
             .sync_dir()
             .map_err(|e| SpoolError::io("sync", ".", e))?;
@@ -330,36 +344,51 @@ impl Segments {
     }
 }
 
-/// Reads a segment's header from either copy, and opens it for reading.
+/// Reads a segment's header from either copy, and opens it for reading. Says also if a copy is damaged.
 ///
 /// # Errors
-/// `Err(Ok(detail))` if neither copy is valid, `Err(Err(error))` if it can't be read.
+/// `Ok(Err(detail))` if neither copy is valid, `Err` if it can't be read.
 pub(super) fn open_segment(
     storage: &dyn Storage,
     name: &str,
     number: SegmentNumber,
-) -> io::Result<Result<(Segment, SegmentHeader), &'static str>> {
+) -> io::Result<Result<(Segment, SegmentHeader, Option<&'static str>), &'static str>> {
     let file = storage.open_read(name)?;
     let capacity = file.len()?;
-    let mut detail = "no segment header";
+    let mut found = None;
+    let mut damage = None;
     for copy in 0..FIRST_BATCH_OFFSET / BLOCK_BYTES {
         let mut bytes = vec![0; 4096];
         let read = super::storage::read_exact_at(&*file, copy * BLOCK_BYTES, &mut bytes);
         match read.map(|()| SegmentHeader::decode(&bytes)) {
             Ok(Ok(header)) if header.number == number => {
-                let segment = Segment {
-                    number,
-                    mark: header.mark,
-                    capacity,
-                    file,
-                };
-                return Ok(Ok((segment, header)));
+                found.get_or_insert(header);
             }
-            Ok(Ok(_)) => detail = "segment number differs from the file's name",
-            Ok(Err(what)) => detail = what,
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => detail = "cut off",
-            Err(error) => return Err(error),
+            Ok(Ok(_)) => damage = Some("segment number differs from the file's name"),
+            Ok(Err(what)) => damage = Some(what),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => damage = Some("cut off"),
+            Err(error) if copy == 0 => {
+                damage = Some(if error.raw_os_error().is_some() {
+                    "read error"
+                } else {
+                    "unreadable"
+                })
+            }
+            Err(error) if found.is_none() => return Err(error),
+            Err(_) => damage = Some("read error"),
         }
     }
-    Ok(Err(detail))
+    Ok(match found {
+        Some(header) => Ok((
+            Segment {
+                number,
+                mark: header.mark,
+                capacity,
+                file,
+            },
+            header,
+            damage,
+        )),
+        None => Err(damage.unwrap_or("no segment header")),
+    })
 }

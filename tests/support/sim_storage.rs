@@ -63,7 +63,6 @@ struct Disk {
     /// From this call on nothing reaches the disk: the power is gone.
     cut_at: Option<u64>,
     free_bytes: u64,
-    syncs: u64,
 }
 
 /// See the module's documentation.
@@ -147,12 +146,6 @@ impl SimStorage {
     #[must_use]
     pub(super) fn calls(&self) -> u64 {
         guard(&self.disk).calls
-    }
-
-    /// Syncs of files so far.
-    #[must_use]
-    pub(super) fn syncs(&self) -> u64 {
-        guard(&self.disk).syncs
     }
 
     /// What call number `at` (counted from 1) was.
@@ -353,13 +346,13 @@ impl Storage for SimStorage {
     fn sync_dir(&self) -> io::Result<()> {
         let mut disk = guard(&self.disk);
         let result = disk.call(Call::SyncDir);
-        let changes = std::mem::take(&mut disk.unsynced_names);
         if result.is_ok() {
+            // After a failure the changes stay pending: file systems commit names in order through one journal, so
+            // a later sync that succeeds includes them. Only data pages are dropped by a failed sync.
+            let changes = std::mem::take(&mut disk.unsynced_names);
             for change in &changes {
                 apply(&mut disk.durable_names, change);
             }
-        } else if disk.cut_at.is_some() {
-            disk.unsynced_names = changes; // The power went before the call.
         }
         result
     }
@@ -424,7 +417,6 @@ impl StorageFile for SimFile {
         if disk.cut_at.is_some() && result.is_err() {
             return result;
         }
-        disk.syncs += 1;
         let file = &mut disk.inodes[self.inode];
         let sectors = std::mem::take(&mut file.unsynced);
         if result.is_ok() {
