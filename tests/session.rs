@@ -1,5 +1,7 @@
 //! SMTP dialogues against the session's state machine: every file of `tests/transcripts`, however its bytes are cut.
 
+#![expect(clippy::unwrap_used, reason = "a test ends with its first surprise")]
+
 #[path = "support/transcript.rs"]
 mod transcript;
 

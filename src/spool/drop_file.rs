@@ -587,7 +587,7 @@ mod tests {
         std::fs::create_dir(&drops).unwrap();
         let content = vec![b'x'; 600_000];
         let name = drop_one(&drops, &content);
-        assert_eq!(list(&drops).unwrap(), [name.clone()]);
+        assert_eq!(list(&drops).unwrap(), std::slice::from_ref(&name));
         let copy = std::fs::read(drops.join(&name)).unwrap();
         let (spool, writer) = spool(&queue);
         let thread = std::thread::spawn(move || writer.run());

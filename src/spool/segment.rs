@@ -344,6 +344,9 @@ impl Segments {
     }
 }
 
+/// A segment, its header, and what is wrong with one of the header's copies.
+pub(super) type OpenedSegment = (Segment, SegmentHeader, Option<&'static str>);
+
 /// Reads a segment's header from either copy, and opens it for reading. Says also if a copy is damaged.
 ///
 /// # Errors
@@ -352,7 +355,7 @@ pub(super) fn open_segment(
     storage: &dyn Storage,
     name: &str,
     number: SegmentNumber,
-) -> io::Result<Result<(Segment, SegmentHeader, Option<&'static str>), &'static str>> {
+) -> io::Result<Result<OpenedSegment, &'static str>> {
     let file = storage.open_read(name)?;
     let capacity = file.len()?;
     let mut found = None;
