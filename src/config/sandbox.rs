@@ -67,7 +67,7 @@ const SUBMIT_TOML: &str = "# The mail submission program's configuration (sendma
 ";
 
 const ACCESS: &str =
-    "# Who may connect, send and be relayed: KEY, a tab, and OK, RELAY, REJECT, DISCARD or
+    "# Who may connect, send and be relayed: KEY, a tab, and OK, RELAY, REJECT, SKIP or
 # ERROR:D.S.N:\"CODE text\". After a change: makemap hash access < access
 # From:spammer.example\tREJECT
 ";
