@@ -269,6 +269,29 @@ fn every_dependency_is_accounted_for() {
 }
 
 #[test]
+fn every_program_has_a_manual_page_and_pages_name_pages_that_are_there() {
+    let folder = root().join("tools/man");
+    let mut programs = vec!["sendmail".to_owned()];
+    for entry in fs::read_dir(root().join("tools/src/bin")).unwrap() {
+        let path = entry.unwrap().path();
+        programs.push(path.file_stem().unwrap().to_string_lossy().into_owned());
+    }
+    for program in programs {
+        let is_there = ["1", "8"]
+            .iter()
+            .any(|section| folder.join(format!("{program}.{section}")).exists());
+        assert!(is_there, "{program} has no manual page");
+    }
+    for entry in fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        for page in pages_named(&fs::read_to_string(&path).unwrap()) {
+            let is_there = folder.join(&page).exists();
+            assert!(is_there, "{} names {page}", path.display());
+        }
+    }
+}
+
+#[test]
 fn the_checks_find_what_they_are_for() {
     let imports = |name: &str, text: &str| import_complaints(name, text).len();
     assert_eq!(
@@ -354,6 +377,9 @@ fn the_checks_find_what_they_are_for() {
         ),
         ["a", "b"]
     );
+
+    let page = ".BR else (1)\n.SH \"SEE ALSO\"\n.BR a (1),\n.BR b.toml (5)\n";
+    assert_eq!(pages_named(page), ["a.1", "b.toml.5"]);
 
     let file = |name: &str, text: &str| file_complaints(name, text).len();
     assert_eq!(file("src/route/helpers.rs", "//! x"), 1);
@@ -454,6 +480,16 @@ fn table_below(text: &str, heading: &str) -> Vec<(String, String)> {
         (cells.next().unwrap(), cells.next().unwrap())
     })
     .collect()
+}
+
+/// The files of the manual pages that a page's last section refers to.
+fn pages_named(page: &str) -> Vec<String> {
+    page.lines()
+        .skip_while(|line| line.replace('"', "") != ".SH SEE ALSO")
+        .filter_map(|line| line.strip_prefix(".BR "))
+        .filter_map(|reference| reference.trim_end_matches([',', '.']).split_once(" ("))
+        .map(|(name, section)| format!("{name}.{}", section.trim_end_matches(')')))
+        .collect()
 }
 
 /// The dependencies that a manifest names, those of tests included.
