@@ -27,7 +27,7 @@ pub(crate) enum Event<'a> {
     /// A command line came.
     Line(&'a str),
     /// A message came, its final dot included.
-    Message(&'a [u8]),
+    Message,
 }
 
 /// How a server answers.
@@ -139,7 +139,7 @@ impl Server {
                     }
                 }
                 self.note(|heard| heard.messages.push(message.clone()));
-                action = script(Event::Message(&message));
+                action = script(Event::Message);
                 continue;
             }
             let mut line = String::new();
@@ -172,7 +172,7 @@ pub(crate) fn sink(event: Event<'_>) -> Action {
             "QUIT" => "221 2.0.0 bye",
             _ => "500 5.5.1 unknown command",
         },
-        Event::Message(_) => "250 2.0.0 q123abc Message accepted for delivery",
+        Event::Message => "250 2.0.0 q123abc Message accepted for delivery",
     };
     Action::Say(text.to_owned())
 }
@@ -216,7 +216,7 @@ pub(crate) fn after_message(
     action: impl Fn() -> Action + Send + Sync + 'static,
 ) -> impl Fn(Event<'_>) -> Action + Send + Sync + 'static {
     move |event| match event {
-        Event::Message(_) => action(),
+        Event::Message => action(),
         event => sink(event),
     }
 }

@@ -11,7 +11,7 @@ use diligence::dns::TableResolver;
 use diligence::envelope::{BodyType, Delivery, DsnReturn, Envelope, Notify, Outcome};
 use diligence::status::Status;
 
-use crate::server::{Action, Event, Server, after_message, but_at, greeting, plain, sink};
+use crate::server::{Action, Event, Script, Server, after_message, but_at, greeting, plain, sink};
 use crate::setup::{Lines, attempt, mailers, mailers_with, options};
 
 const CONTENT: &[u8] = b"Subject: hi\r\n\r\n.dot\r\nbody\r\n";
@@ -345,7 +345,7 @@ async fn silence_at_any_step_defers_in_time() {
         let server = Server::start(move |event| match event {
             Event::Connect if step.is_empty() => Action::Silence,
             Event::Line(line) if !step.is_empty() && line.starts_with(step) => Action::Silence,
-            Event::Message(_) if step == "message" => Action::Silence,
+            Event::Message if step == "message" => Action::Silence,
             event => sink(event),
         })
         .await;
@@ -386,9 +386,7 @@ async fn endless_replies_end() {
 }
 
 /// Servers on one port of several loopback addresses, and the port.
-async fn on_one_port(
-    scripts: Vec<(u8, Box<dyn Fn(Event<'_>) -> Action + Send + Sync>)>,
-) -> (Vec<Server>, u16) {
+async fn on_one_port(scripts: Vec<(u8, Box<Script>)>) -> (Vec<Server>, u16) {
     let mut servers: Vec<Server> = Vec::new();
     let mut port = 0;
     for (last, script) in scripts {
