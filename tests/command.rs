@@ -2,6 +2,8 @@
 //!
 //! Uses the public interface only; touches a temporary folder.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::ffi::OsString;
 use std::path::Path;
 

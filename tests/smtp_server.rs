@@ -1,5 +1,7 @@
 //! The SMTP server over real sockets on loopback, with a real spool on disk and a router.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;

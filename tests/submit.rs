@@ -1,6 +1,8 @@
 //! The built `sendmail` as a submitter, as cron, PHP and mail readers call it, in a sandbox of its own: with an MTA that
 //! a test plays on loopback, and without one. Also `newaliases` and `-bs`.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
