@@ -47,7 +47,7 @@ pub const RESTART_INTERVAL_MIN: Duration = Duration::from_secs(60);
 /// How often a busy port is tried, and the pause between. Source: Sendmail's daemon.c, transcript 10.
 const BIND_TRIES_MAX: u32 = 10;
 const BIND_PAUSE: Duration = Duration::from_secs(5);
-/// Threads of the runtime at most; one for each core up to here.
+/// Threads of the runtime at most; one for each core but one, up to here.
 const WORKERS_MAX: usize = 8;
 /// Threads for what blocks: disk, maps, users.
 const BLOCKING_THREADS_MAX: usize = 64;
@@ -242,7 +242,9 @@ fn start_and_serve(
 fn runtime() -> io::Result<Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Builder::new_multi_thread()
-        .worker_threads(cores.min(WORKERS_MAX))
+        // One core is the journal writer's. With a single worker a finished commit is answered by the thread that is
+        // told of it, without a second one being woken.
+        .worker_threads((cores - 1).clamp(1, WORKERS_MAX))
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_name("sendmail")
         .enable_all()

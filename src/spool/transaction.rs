@@ -228,6 +228,8 @@ pub(super) struct TicketState {
 struct TicketSlot {
     result: Option<Result<(), SpoolError>>,
     waker: Option<Waker>,
+    /// A thread is blocked on it; without one, waking would be a system call for nobody.
+    is_awaited: bool,
 }
 
 impl TicketState {
@@ -241,12 +243,14 @@ impl TicketState {
 
     /// Releases the ticket. The first result stands.
     pub(super) fn resolve(&self, result: Result<(), SpoolError>) {
-        let waker = {
+        let (waker, is_awaited) = {
             let mut slot = lock(&self.slot);
             slot.result.get_or_insert(result);
-            slot.waker.take()
+            (slot.waker.take(), slot.is_awaited)
         };
-        self.is_done.notify_all();
+        if is_awaited {
+            self.is_done.notify_all();
+        }
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -271,6 +275,7 @@ impl CommitTicket {
             if let Some(result) = slot.result.clone() {
                 return result.map(|()| self.state.id);
             }
+            slot.is_awaited = true;
             slot = self
                 .state
                 .is_done
