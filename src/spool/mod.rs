@@ -249,6 +249,7 @@ impl Spool {
                 }
             }
         }
+        writer.is_started = true;
         inner.wake_keeper();
         Ok((Self { inner }, writer, found.report))
     }
@@ -609,6 +610,15 @@ impl Inner {
         usize::try_from(self.options.segment_bytes / 8)
             .unwrap_or(CHUNK_BYTES_MAX)
             .min(CHUNK_BYTES_MAX)
+    }
+
+    /// Most bytes of submissions in one batch: with headers, a Seal and what a start adds, it fits into a segment.
+    fn batch_bytes(&self) -> u64 {
+        let room = self
+            .options
+            .segment_bytes
+            .saturating_sub(format::FIRST_BATCH_OFFSET + 4 * format::BLOCK_BYTES);
+        self.options.batch_bytes_max.min(room)
     }
 
     fn is_poisoned(&self) -> bool {

@@ -54,6 +54,8 @@ pub(super) struct Segments {
     open: Mutex<BTreeMap<SegmentNumber, (Arc<Segment>, SegmentFate)>>,
     /// Held while files are made or renamed, so that writer and keeper do not do it at once.
     maker: Mutex<Maker>,
+    /// Marked and named, ready to be written to. Not under `maker`, which is held while zeros are written.
+    prepared: Mutex<Option<Arc<Segment>>>,
 }
 
 #[derive(Default)]
@@ -61,7 +63,6 @@ struct Maker {
     next_segment: SegmentNumber,
     next_spare: u64,
     spares: Vec<String>,
-    prepared: Option<Arc<Segment>>,
 }
 
 pub(super) fn segment_name(number: SegmentNumber) -> String {
@@ -98,7 +99,6 @@ impl Segments {
             next_segment,
             next_spare,
             spares,
-            prepared: None,
         };
         Self {
             storage,
@@ -106,6 +106,7 @@ impl Segments {
             spool_id,
             open: Mutex::default(),
             maker: Mutex::new(maker),
+            prepared: Mutex::default(),
         }
     }
 
@@ -152,11 +153,17 @@ impl Segments {
         batch: BatchNumber,
         wall_ms: u64,
     ) -> Result<Arc<Segment>, SpoolError> {
-        let mut maker = lock(&self.maker);
-        if maker.prepared.is_none() {
-            self.prepare(&mut maker, lsn, batch, wall_ms)?;
-        }
-        let segment = maker.prepared.take().ok_or(SpoolError::Closed)?;
+        let ready = lock(&self.prepared).take();
+        let segment = match ready {
+            Some(segment) => segment,
+            None => {
+                let mut maker = lock(&self.maker);
+                if lock(&self.prepared).is_none() {
+                    self.prepare(&mut maker, lsn, batch, wall_ms)?;
+                }
+                lock(&self.prepared).take().ok_or(SpoolError::Closed)?
+            }
+        };
         self.add(Arc::clone(&segment), SegmentFate::default());
         Ok(segment)
     }
@@ -173,7 +180,7 @@ impl Segments {
         spares_wanted: usize,
     ) -> Result<(), SpoolError> {
         let mut maker = lock(&self.maker);
-        if maker.prepared.is_none() {
+        if lock(&self.prepared).is_none() {
             self.prepare(&mut maker, lsn, batch, wall_ms)?;
         }
         while maker.spares.len() < spares_wanted {
@@ -242,7 +249,7 @@ impl Segments {
             .map_err(|e| SpoolError::io("rename", spare, e))?;
         #[cfg(test)]
         if seeded(Fault::NoDirectorySync) {
-            maker.prepared = Some(Arc::new(Segment {
+            *lock(&self.prepared) = Some(Arc::new(Segment {
                 number,
                 mark,
                 capacity,
@@ -253,7 +260,7 @@ impl Segments {
         self.storage
             .sync_dir()
             .map_err(|e| SpoolError::io("sync", ".", e))?;
-        maker.prepared = Some(Arc::new(Segment {
+        *lock(&self.prepared) = Some(Arc::new(Segment {
             number,
             mark,
             capacity,

@@ -87,8 +87,10 @@ impl Commit {
 impl Submission {
     /// Bytes it will take in a batch, extents included as far as they are known.
     pub(super) fn bytes(&self) -> u64 {
+        // Each content frame adds an extent to its envelope, and each envelope the number of them.
         let frame = |frame: &FrameIn| {
-            super::format::frame_bytes(frame.payload.len() + 4 + record::EXTENT_BYTES) as u64
+            let extents = (1 + frame.earlier.len()) * record::EXTENT_BYTES;
+            super::format::frame_bytes(frame.payload.len() + 4 + extents) as u64
         };
         match self {
             Self::Chunk { frame: chunk, .. } => frame(chunk),
@@ -336,6 +338,20 @@ pub(super) struct Waiting {
     pub(super) is_closing: bool,
     /// Nothing is taken any more: closed or poisoned.
     pub(super) is_closed: bool,
+    /// What the writer sleeps for.
+    pub(super) sleep: Sleep,
+}
+
+/// What has to come for the writer to be woken; waking it is a system call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Sleep {
+    /// It is at work, and will look by itself.
+    #[default]
+    Awake,
+    /// Anything.
+    ForAnything,
+    /// So many urgent submissions.
+    ForUrgent(usize),
 }
 
 impl Waiting {
@@ -378,7 +394,7 @@ impl Submission {
         }
     }
 
-    fn is_urgent(&self) -> bool {
+    pub(super) fn is_urgent(&self) -> bool {
         match self {
             Self::Chunk { .. } => true,
             Self::Commit(commit) => commit.urgency == Urgency::Now,
@@ -395,8 +411,13 @@ impl Inner {
                 return Err(self.closed_error());
             }
             waiting.push(submission);
+            match waiting.sleep {
+                Sleep::Awake => return Ok(()),
+                Sleep::ForUrgent(wanted) if waiting.urgent < wanted => return Ok(()),
+                // A lazy one is written later, but it must start the writer's clock for it.
+                Sleep::ForUrgent(_) | Sleep::ForAnything => waiting.sleep = Sleep::Awake,
+            }
         }
-        // A lazy one is written later, but it must start the writer's clock for it.
         self.work.notify_one();
         Ok(())
     }
