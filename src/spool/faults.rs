@@ -14,8 +14,6 @@ pub(super) enum Fault {
     TicketBeforeSync,
     /// A new segment's name is not made durable.
     NoDirectorySync,
-    /// All segments have the same mark, so that bytes of an earlier life are believed.
-    NoMark,
     /// Batches start at multiples of 8 and share blocks.
     NoAlignment,
     /// A last batch counts without its payloads being checked.

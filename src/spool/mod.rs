@@ -847,6 +847,10 @@ impl Inner {
             let payload = record::encode_envelope(&report.envelope, report.content.len() as u64);
             frames.push(FrameIn::new(Kind::Envelope, report.id, payload));
         }
+        #[cfg(test)]
+        if faults::seeded(faults::Fault::ReportApart) {
+            frames.retain(|f| f.message == id || f.kind != Kind::Envelope);
+        }
         if states
             .iter()
             .all(|(standing, _)| *standing != Standing::Pending)

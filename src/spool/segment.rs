@@ -226,8 +226,6 @@ impl Segments {
             .map_err(|e| SpoolError::io("open", spare, e))?;
         let capacity = file.len().map_err(|e| SpoolError::io("stat", spare, e))?;
         let mark = self.storage.random();
-        #[cfg(test)]
-        let mark = if seeded(Fault::NoMark) { 1 } else { mark };
         let header = SegmentHeader {
             number,
             mark,
