@@ -385,7 +385,7 @@ fn check(spool: &Spool, report: &RecoveryReport, model: &Model) -> Result<(), St
 /// The newest checkpoint has a bad sector: the one before serves, and nothing is lost or comes back.
 fn examine_lost_checkpoint(crashed: &SimStorage, model: &Model) -> Result<(), String> {
     let twin = crashed.kill();
-    let names = storage::Storage::list(&twin).map_err(|e| e.to_string())?;
+    let names = twin.list().map_err(|e| e.to_string())?;
     let mut checkpoints: Vec<_> = names
         .iter()
         .filter(|name| name.starts_with("checkpoint-"))

@@ -6,11 +6,34 @@
 //! of the wall clock moves nothing (S12). Never blocks; the owner guards it with a lock.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::time::Duration;
 
 use super::format::{BatchNumber, FrameHeader, Kind, Lsn, SegmentNumber};
 use super::record::{self, Malformed};
 use crate::envelope::{Delivery, MessageId, RecipientId};
+
+/// Spreads numbers that this engine gave out itself: message ids, segment numbers, and marks, which are random. Nobody
+/// outside can choose them to collide, so the costly default is not needed.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 32);
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+type NumberMap<K, V> = HashMap<K, V, BuildHasherDefault<NumberHasher>>;
 
 /// Where a frame's header lies, and how long its payload is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,15 +107,15 @@ struct Claim {
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    entries: HashMap<MessageId, Entry>,
+    entries: NumberMap<MessageId, Entry>,
     due: BTreeSet<(Duration, MessageId)>,
-    claims: HashMap<MessageId, Claim>,
+    claims: NumberMap<MessageId, Claim>,
     deadlines: BTreeSet<(Duration, MessageId)>,
     next_epoch: u64,
     /// How many live things lie in each segment.
-    pins: HashMap<SegmentNumber, u64>,
+    pins: NumberMap<SegmentNumber, u64>,
     /// Marks of drop files absorbed whose removal may not be durable yet (SPOOL 9).
-    drop_marks: HashMap<u64, MessageId>,
+    drop_marks: NumberMap<u64, MessageId>,
     /// Messages of those drop files: not to be attempted before the removal is durable.
     parked: HashSet<MessageId>,
     /// Longest time into the future that a due time read from disk is believed.
