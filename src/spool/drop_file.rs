@@ -18,17 +18,22 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::OFlags;
 
+#[cfg(test)]
+use super::faults::{Fault, seeded};
 use super::format::{
     BATCH_HEADER_BYTES, BatchHeader, FIRST_BATCH_OFFSET, FRAME_HEADER_BYTES, FrameHeader, Kind,
     SegmentHeader, frame_bytes, round_to_block,
 };
 use super::record::{self, Extent};
 use super::segment::number_in_name;
+use super::storage::{OsFile, StorageFile, read_exact_at};
+use super::transaction::CommitTicket;
 use super::{CHUNK_BYTES_MAX, Spool, SpoolError};
 use crate::envelope::{ControllingUser, Envelope, MessageId};
 use crate::status::Verdict;
@@ -74,6 +79,80 @@ impl DropError {
     }
 }
 
+/// A drop folder as the owner of the queue uses it: the seam at which tests put a simulated one.
+pub(super) trait DropFolder {
+    /// Opens a file without following links; what is no regular file with one link is refused. With it the owner's
+    /// user and group.
+    fn open(&self, name: &str) -> Result<(Arc<dyn StorageFile>, u32, u32), DropError>;
+    /// All names in it; none if there is no folder.
+    fn names(&self) -> io::Result<Vec<String>>;
+    /// Removes a name; durable after [`DropFolder::sync`].
+    fn unlink(&self, name: &str) -> io::Result<()>;
+    /// Makes removals durable; nothing to do if there is no folder.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// A drop folder of the operating system.
+struct OsDropFolder<'a>(&'a Path);
+
+impl DropFolder for OsDropFolder<'_> {
+    fn open(&self, name: &str) -> Result<(Arc<dyn StorageFile>, u32, u32), DropError> {
+        let bad = |detail: &str| DropError::Bad {
+            name: name.to_owned(),
+            detail: detail.to_owned(),
+        };
+        let failed = |source| DropError::Io {
+            name: name.to_owned(),
+            source,
+        };
+        // NONBLOCK: opening a FIFO must not wait for a writer.
+        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
+        let file = match OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(self.0.join(name))
+        {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                return Err(bad("symbolic link"));
+            }
+            other => other.map_err(failed)?,
+        };
+        let meta = file.metadata().map_err(failed)?;
+        if !meta.is_file() {
+            return Err(bad("not a regular file"));
+        }
+        if meta.nlink() != 1 {
+            return Err(bad("more than one link"));
+        }
+        Ok((Arc::new(OsFile { file }), meta.uid(), meta.gid()))
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let entries = match std::fs::read_dir(self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            if let Ok(name) = entry?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.0.join(name))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        match File::open(self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other?.sync_all(),
+        }
+    }
+}
+
 /// Writes a message into a drop folder.
 ///
 /// `message_id` is what the submitter logged; it is shown in listings and is not kept once the message is absorbed.
@@ -97,8 +176,10 @@ pub fn write(
     // 0 means "no drop file" in envelopes.
     let (mark, salt) = (number(mark).max(1), number(salt));
     let temporary = folder.join(format!("tmp-{salt:016x}"));
-    let written = write_as(&temporary, mark, message_id, envelope, content)
-        .and_then(|file| publish(folder, &temporary, mark, &file));
+    let written = create(&temporary).and_then(|file| {
+        write_into(&file, mark, message_id, envelope, content)?;
+        publish(folder, &temporary, mark, &file.file)
+    });
     match written {
         Ok(()) => Ok(mark),
         Err(error) => {
@@ -109,18 +190,7 @@ pub fn write(
     }
 }
 
-fn write_as(
-    path: &Path,
-    mark: u64,
-    message_id: MessageId,
-    envelope: &Envelope,
-    content: &mut dyn Read,
-) -> Result<File, SpoolError> {
-    let name = path.display().to_string();
-    let fail = |operation| {
-        let name = name.clone();
-        move |e| SpoolError::io(operation, &name, e)
-    };
+fn create(path: &Path) -> Result<OsFile, SpoolError> {
     let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or(0);
     let file = OpenOptions::new()
         .write(true)
@@ -128,7 +198,23 @@ fn write_as(
         .mode(0o440)
         .custom_flags(flags)
         .open(path)
-        .map_err(fail("create"))?;
+        .map_err(|e| SpoolError::io("create", &path.display().to_string(), e))?;
+    Ok(OsFile { file })
+}
+
+/// Writes the whole of a drop file and syncs it.
+pub(super) fn write_into(
+    file: &dyn StorageFile,
+    mark: u64,
+    message_id: MessageId,
+    envelope: &Envelope,
+    content: &mut dyn Read,
+) -> Result<(), SpoolError> {
+    let name = format!("drop-{mark:016x}");
+    let fail = |operation| {
+        let name = name.clone();
+        move |e| SpoolError::io(operation, &name, e)
+    };
     let mut at = BATCH_HEADER_BYTES as u64;
     let mut headers = Vec::new();
     let mut extents = Vec::new();
@@ -148,7 +234,7 @@ fn write_as(
         let mut frame = bytes.to_vec();
         frame.extend_from_slice(payload);
         frame.resize(frame_bytes(payload.len()), 0);
-        file.write_all_at(&frame, FIRST_BATCH_OFFSET + *at)
+        file.write_at(FIRST_BATCH_OFFSET + *at, &[&frame])
             .map_err(fail("write"))?;
         if kind == Kind::Content {
             extents.push(Extent {
@@ -198,7 +284,7 @@ fn write_as(
         ids: 0,
     };
     batch.checksum = batch.checksum_over(&headers);
-    file.write_all_at(&batch.encode(), FIRST_BATCH_OFFSET)
+    file.write_at(FIRST_BATCH_OFFSET, &[&batch.encode()])
         .map_err(fail("write"))?;
     let capacity = FIRST_BATCH_OFFSET + round_to_block(at);
     let header = SegmentHeader {
@@ -212,15 +298,14 @@ fn write_as(
         generation: 0,
     }
     .encode();
-    file.write_all_at(&[header.clone(), header].concat(), 0)
+    file.write_at(0, &[&header, &header])
         .map_err(fail("write"))?;
     if capacity > FIRST_BATCH_OFFSET + at {
         let padding = usize::try_from(capacity - FIRST_BATCH_OFFSET - at).unwrap_or(0);
-        file.write_all_at(&vec![0; padding], FIRST_BATCH_OFFSET + at)
+        file.write_at(FIRST_BATCH_OFFSET + at, &[&vec![0; padding]])
             .map_err(fail("write"))?;
     }
-    file.sync_data().map_err(fail("sync"))?;
-    Ok(file)
+    file.sync().map_err(fail("sync"))
 }
 
 fn publish(folder: &Path, temporary: &Path, mark: u64, file: &File) -> Result<(), SpoolError> {
@@ -245,18 +330,8 @@ fn publish(folder: &Path, temporary: &Path, mark: u64, file: &File) -> Result<()
 /// # Errors
 /// The system's.
 pub fn list(folder: &Path) -> io::Result<Vec<String>> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        if let Ok(name) = entry?.file_name().into_string()
-            && number_in_name(&name, "drop-").is_some()
-        {
-            names.push(name);
-        }
-    }
+    let mut names = OsDropFolder(folder).names()?;
+    names.retain(|name| number_in_name(name, "drop-").is_some());
     names.sort_unstable();
     Ok(names)
 }
@@ -272,7 +347,7 @@ pub struct Dropped {
     /// Bytes of content.
     pub content_bytes: u64,
     name: String,
-    file: File,
+    file: Arc<dyn StorageFile>,
     chunks: Vec<(u64, FrameHeader)>,
 }
 
@@ -281,6 +356,10 @@ pub struct Dropped {
 /// # Errors
 /// [`DropError::Bad`], [`DropError::Io`].
 pub fn open(folder: &Path, name: &str, bytes_max: u64) -> Result<Dropped, DropError> {
+    open_in(&OsDropFolder(folder), name, bytes_max)
+}
+
+fn open_in(folder: &dyn DropFolder, name: &str, bytes_max: u64) -> Result<Dropped, DropError> {
     let bad = |detail: &str| DropError::Bad {
         name: name.to_owned(),
         detail: detail.to_owned(),
@@ -290,34 +369,16 @@ pub fn open(folder: &Path, name: &str, bytes_max: u64) -> Result<Dropped, DropEr
         source,
     };
     let mark = number_in_name(name, "drop-").ok_or_else(|| bad("not the name of a drop file"))?;
-    // NONBLOCK: opening a FIFO must not wait for a writer.
-    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
-    let file = match OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(folder.join(name))
-    {
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            return Err(bad("symbolic link"));
-        }
-        other => other.map_err(failed)?,
-    };
-    let meta = file.metadata().map_err(failed)?;
-    if !meta.is_file() {
-        return Err(bad("not a regular file"));
-    }
-    if meta.nlink() != 1 {
-        return Err(bad("more than one link"));
-    }
-    if meta.len() > bytes_max {
+    let (file, uid, gid) = folder.open(name)?;
+    let file_bytes = file.len().map_err(failed)?;
+    if file_bytes > bytes_max {
         return Err(bad(&format!(
-            "{} bytes are more than the limit of {bytes_max}",
-            meta.len()
+            "{file_bytes} bytes are more than the limit of {bytes_max}"
         )));
     }
     let read = |at: u64, length: usize| -> Result<Vec<u8>, DropError> {
         let mut bytes = vec![0; length];
-        match file.read_exact_at(&mut bytes, at) {
+        match read_exact_at(&*file, at, &mut bytes) {
             Ok(()) => Ok(bytes),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(bad("cut off")),
             Err(error) => Err(failed(error)),
@@ -327,13 +388,13 @@ pub fn open(folder: &Path, name: &str, bytes_max: u64) -> Result<Dropped, DropEr
     if header.mark != mark || header.number != 0 {
         return Err(bad("mark differs from the file's name"));
     }
-    if header.capacity != meta.len() {
+    if header.capacity != file_bytes {
         return Err(bad("length differs from its header's"));
     }
     let batch = BatchHeader::decode(&read(FIRST_BATCH_OFFSET, BATCH_HEADER_BYTES)?)
         .ok_or_else(|| bad("cut off"))?;
     let length = u64::from(batch.length);
-    if batch.mark != mark || batch.frames > FRAMES_MAX || FIRST_BATCH_OFFSET + length > meta.len() {
+    if batch.mark != mark || batch.frames > FRAMES_MAX || FIRST_BATCH_OFFSET + length > file_bytes {
         return Err(bad("batch header"));
     }
     let mut at = BATCH_HEADER_BYTES as u64;
@@ -382,9 +443,9 @@ pub fn open(folder: &Path, name: &str, bytes_max: u64) -> Result<Dropped, DropEr
     }
     envelope.quarantine = None;
     envelope.arrival.submitter = Some(ControllingUser {
-        name: meta.uid().to_string(),
-        uid: meta.uid(),
-        gid: meta.gid(),
+        name: uid.to_string(),
+        uid,
+        gid,
     });
     envelope.arrival.drop_mark = mark;
     Ok(Dropped {
@@ -409,12 +470,10 @@ impl Dropped {
     ) -> Result<(), DropError> {
         for (at, frame) in &self.chunks {
             let mut bytes = vec![0; usize::try_from(frame.length).unwrap_or(usize::MAX)];
-            self.file
-                .read_exact_at(&mut bytes, *at)
-                .map_err(|source| DropError::Io {
-                    name: self.name.clone(),
-                    source,
-                })?;
+            read_exact_at(&*self.file, *at, &mut bytes).map_err(|source| DropError::Io {
+                name: self.name.clone(),
+                source,
+            })?;
             if crc32fast::hash(&bytes) != frame.payload_crc {
                 return Err(DropError::Bad {
                     name: self.name.clone(),
@@ -455,7 +514,27 @@ pub fn absorb(
     bytes_max: u64,
     complete: &mut dyn FnMut(&mut Envelope),
 ) -> Result<Option<Absorbed>, DropError> {
-    let dropped = open(folder, name, bytes_max)?;
+    let folder = OsDropFolder(folder);
+    absorb_in(
+        spool,
+        &folder,
+        name,
+        bytes_max,
+        complete,
+        &mut CommitTicket::wait,
+    )
+}
+
+/// As [`absorb`], in any folder; `wait` waits for the commit.
+pub(super) fn absorb_in(
+    spool: &Spool,
+    folder: &dyn DropFolder,
+    name: &str,
+    bytes_max: u64,
+    complete: &mut dyn FnMut(&mut Envelope),
+    wait: &mut dyn FnMut(CommitTicket) -> Result<MessageId, SpoolError>,
+) -> Result<Option<Absorbed>, DropError> {
+    let dropped = open_in(folder, name, bytes_max)?;
     let absorbed = if spool.absorbed(dropped.mark).is_some() {
         None
     } else {
@@ -464,7 +543,9 @@ pub fn absorb(
         let mut envelope = dropped.envelope.clone();
         complete(&mut envelope);
         envelope.arrival.drop_mark = dropped.mark;
-        let id = transaction.commit(envelope.clone()).wait()?;
+        #[cfg(test)]
+        seeded(Fault::DropRemovedFirst).then(|| folder.unlink(name));
+        let id = wait(transaction.commit(envelope.clone()))?;
         let (submitted_as, content_bytes) = (dropped.message_id, dropped.content_bytes);
         Some(Absorbed {
             id,
@@ -479,18 +560,20 @@ pub fn absorb(
 }
 
 /// Removes a drop file and makes that durable.
-fn remove(folder: &Path, name: &str) -> Result<(), DropError> {
+fn remove(folder: &dyn DropFolder, name: &str) -> Result<(), DropError> {
     let failed = |source| DropError::Io {
         name: name.to_owned(),
         source,
     };
-    match std::fs::remove_file(folder.join(name)) {
+    match folder.unlink(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => other.map_err(failed)?,
     }
-    File::open(folder)
-        .and_then(|handle| handle.sync_all())
-        .map_err(failed)
+    #[cfg(test)]
+    if seeded(Fault::DropRemovalUnsynced) {
+        return Ok(());
+    }
+    folder.sync().map_err(failed)
 }
 
 /// Renames a bad drop file to `bad-MARK`, so that it is not looked at again, and is there for the operator.
@@ -515,20 +598,21 @@ pub fn set_aside(folder: &Path, name: &str) -> Result<(), DropError> {
 /// # Errors
 /// [`DropError::Io`].
 pub fn settle(spool: &Spool, folder: &Path) -> Result<(), DropError> {
-    let failed = |source| DropError::Io {
+    settle_in(spool, &OsDropFolder(folder)).map_err(|source| DropError::Io {
         name: folder.display().to_string(),
         source,
-    };
+    })
+}
+
+/// As [`settle`], in any folder.
+pub(super) fn settle_in(spool: &Spool, folder: &dyn DropFolder) -> io::Result<()> {
     let marks = spool.drop_marks();
     if marks.is_empty() {
         return Ok(());
     }
-    match File::open(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        other => other.and_then(|handle| handle.sync_all()).map_err(failed)?,
-    }
-    let present: std::collections::HashSet<u64> = list(folder)
-        .map_err(failed)?
+    folder.sync()?;
+    let present: std::collections::HashSet<u64> = folder
+        .names()?
         .iter()
         .filter_map(|name| number_in_name(name, "drop-"))
         .collect();

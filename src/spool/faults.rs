@@ -30,6 +30,10 @@ pub(super) enum Fault {
     NoRewrite,
     /// A failure is recorded in another batch than its report.
     ReportApart,
+    /// A drop file is removed before its message is committed.
+    DropRemovedFirst,
+    /// The message of a drop file may be attempted before the file's removal is durable.
+    DropRemovalUnsynced,
 }
 
 thread_local! {

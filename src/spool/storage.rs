@@ -244,8 +244,9 @@ impl Storage for OsStorage {
     }
 }
 
-struct OsFile {
-    file: File,
+/// An open file of the operating system.
+pub(super) struct OsFile {
+    pub(super) file: File,
 }
 
 impl StorageFile for OsFile {
