@@ -4,9 +4,12 @@
 //! [`alias`](crate::alias)). A million alias-like entries take about 60 bytes each. [`MapBuilder::publish`] blocks on
 //! disk; nothing else does. Limits: 2^32 entries, and those of the record body (16 GiB, items below 1 GiB).
 
+use crate::direct::check_written;
 use crate::publish::{self, PublishError, PublishOptions, Published};
-use crate::{Map, MapError, MapKind, bdb, records};
+use crate::records::{self, Entries};
+use crate::{Map, MapError, MapKind, bdb, cdb};
 use std::fs::File;
+use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -218,24 +221,27 @@ impl MapBuilder {
                 operation: "write",
                 source,
             })?;
-            bdb::check_written(file, dest, &self.sample())?;
+            check_written(file, self.kind, dest, &self.sample())?;
             Ok(keys)
         })?;
         Ok(Published {
             path: dest.to_path_buf(),
-            keys: u64::from(keys),
+            keys,
         })
     }
 
-    fn write(&self, file: &File) -> std::io::Result<u32> {
-        let entries = bdb::Entries {
+    /// Writes the file in the format of its kind; answers the number of keys.
+    fn write(&self, file: &File) -> io::Result<u64> {
+        let entries = Entries {
             body: &self.body,
             places: &self.places,
             duplicates: self.policy == DuplicatePolicy::KeepAll,
         };
         match self.kind {
-            MapKind::Btree => bdb::write_btree(file, &entries),
-            _ => bdb::write_hash(file, &entries),
+            MapKind::Hash => bdb::write_hash(file, &entries).map(u64::from),
+            MapKind::Btree => bdb::write_btree(file, &entries).map(u64::from),
+            MapKind::Cdb => cdb::write_cdb(file, &entries),
+            MapKind::Text => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 

@@ -372,9 +372,6 @@ pub fn lookup_once(
     lock_wait: Duration,
 ) -> Result<Option<Vec<u8>>, MapError> {
     let raw = match spec.kind {
-        MapKind::Hash | MapKind::Btree => {
-            open_direct(&spec.file(), lock_wait).and_then(|map| find_in_file(&map, spec, key))
-        }
         MapKind::Text => {
             let options = LoadOptions {
                 lock_wait,
@@ -384,6 +381,7 @@ pub fn lookup_once(
             load(spec.kind, &spec.file(), &options)
                 .map(|snapshot| find_in_snapshot(&snapshot, spec, key))
         }
+        _ => open_direct(&spec.file(), lock_wait).and_then(|map| find_in_file(&map, spec, key)),
     };
     let raw = match raw {
         Err(error) if error.is_missing() && spec.is_optional => Ok(None),

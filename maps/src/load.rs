@@ -9,11 +9,13 @@
 
 #![deny(clippy::indexing_slicing)]
 
+use crate::direct::MapFile;
 use crate::patience::Patience;
 use crate::spec::TextColumns;
-use crate::{MapError, MapKind, Snapshot, bdb, text};
+use crate::{MapError, MapKind, Snapshot, SnapshotBuilder, text};
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -85,22 +87,28 @@ impl Default for LoadOptions {
 /// # Errors
 /// [`MapError::Open`], [`MapError::Locked`] at the deadline, [`MapError::Damaged`], [`MapError::Unsupported`].
 pub fn load(kind: MapKind, path: &Path, options: &LoadOptions) -> Result<Snapshot, MapError> {
-    let (bytes, stamp) = match kind {
-        MapKind::Hash | MapKind::Btree => {
-            read_locked(path, options.lock_wait, Emptiness::BeingCreated)?
+    if kind == MapKind::Text {
+        let (bytes, stamp) = read_locked(path, options.lock_wait, Emptiness::Allowed)?;
+        let (columns, folds_keys) = (&options.columns, options.folds_text_keys);
+        return text::load(path, &bytes, columns, folds_keys, stamp);
+    }
+    let (bytes, stamp) = read_locked(path, options.lock_wait, Emptiness::BeingCreated)?;
+    // By the content, not by the class: a btree file named by a hash map is read all the same.
+    let file = MapFile::open(bytes.as_slice(), kind, path)?;
+    let mut builder = SnapshotBuilder::new(path, bytes.len() / 64, bytes.len());
+    let mut trouble = None;
+    file.each(&mut |key, value| match builder.add(key, value) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            trouble = Some(error);
+            ControlFlow::Break(())
         }
-        MapKind::Text => read_locked(path, options.lock_wait, Emptiness::Allowed)?,
-    };
-    match kind {
-        // By the file's magic, not by the class: a btree file named by a hash map is read all the same.
-        MapKind::Hash | MapKind::Btree => bdb::load(path, bytes, stamp),
-        MapKind::Text => text::load(
-            path,
-            &bytes,
-            &options.columns,
-            options.folds_text_keys,
-            stamp,
-        ),
+    })?;
+    drop(file);
+    drop(bytes);
+    match trouble {
+        Some(error) => Err(error),
+        None => Ok(builder.finish(stamp)),
     }
 }
 

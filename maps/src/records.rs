@@ -75,6 +75,23 @@ pub(crate) fn next(body: &[u8], position: u32) -> Option<u32> {
     position.checked_add(step)
 }
 
+/// The records of a build and the order in which they were inserted.
+#[derive(Clone, Copy)]
+pub(crate) struct Entries<'a> {
+    pub(crate) body: &'a [u8],
+    pub(crate) places: &'a [u32],
+    /// Whether one key may have several values.
+    pub(crate) duplicates: bool,
+}
+
+impl<'a> Entries<'a> {
+    /// Key and value of a record.
+    #[inline]
+    pub(crate) fn get(&self, place: u32) -> (&'a [u8], &'a [u8]) {
+        read(self.body, place).unwrap_or((&[], &[]))
+    }
+}
+
 /// A seeded 64-bit hash of a key, by folded 64 x 64 bit multiplications.
 ///
 /// The seed keeps positions unpredictable; the tables probe a bounded chain anyway, so no key chosen by a stranger

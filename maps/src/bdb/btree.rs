@@ -17,7 +17,8 @@ use super::duplicates::{
     self, DEPTH_MAX, LeafItem, check_layout, child, internal_span, item_bytes, leaf_item,
 };
 use super::hash::check_unreached;
-use super::page::{Page, PageSet, PageSource, Pages, page_type};
+use super::page::{Page, PageSet, Pages, page_type};
+use crate::random_access::RandomAccess;
 use crate::{MapError, PairVisitor};
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -39,7 +40,7 @@ struct Walk {
     last_key: Option<Vec<u8>>,
 }
 
-impl<S: PageSource> BtreeFile<S> {
+impl<S: RandomAccess> BtreeFile<S> {
     pub(crate) fn new(pages: Pages<S>) -> Result<Self, MapError> {
         let flags = pages.meta_word(48);
         for (bit, what) in [

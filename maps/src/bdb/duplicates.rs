@@ -13,8 +13,9 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use super::page::{Page, PageSource, Pages, page_type};
+use super::page::{Page, Pages, page_type};
 use crate::MapError;
+use crate::random_access::RandomAccess;
 use std::ops::ControlFlow;
 
 /// Deepest tree walked; a tree of 512-byte pages over 2^32 pages is less deep.
@@ -62,7 +63,7 @@ impl LeafItem {
 }
 
 /// Decodes the leaf item at slot `index`, checked to lie on the page.
-pub(crate) fn leaf_item<S: PageSource>(
+pub(crate) fn leaf_item<S: RandomAccess>(
     pages: &Pages<S>,
     page: &Page<'_>,
     index: usize,
@@ -103,7 +104,7 @@ pub(crate) fn leaf_item<S: PageSource>(
 
 /// Checks that the items of a page lie side by side from the lowest used byte to the end, so that a changed offset
 /// or length cannot pass for another item. `span` gives an item's padded length at a slot.
-pub(crate) fn check_layout<S: PageSource>(
+pub(crate) fn check_layout<S: RandomAccess>(
     pages: &Pages<S>,
     page: &Page<'_>,
     span: &mut dyn FnMut(usize) -> Result<usize, MapError>,
@@ -132,7 +133,7 @@ pub(crate) fn check_layout<S: PageSource>(
 }
 
 /// The child page of slot `index` of an internal page.
-pub(crate) fn child<S: PageSource>(
+pub(crate) fn child<S: RandomAccess>(
     pages: &Pages<S>,
     page: &Page<'_>,
     index: usize,
@@ -159,7 +160,7 @@ pub(crate) fn internal_span(page: &Page<'_>, index: usize) -> usize {
 }
 
 /// Calls `f` with every value of a duplicate tree, in order. `visit` is told every page and may refuse one.
-pub(crate) fn each_value<S: PageSource>(
+pub(crate) fn each_value<S: RandomAccess>(
     pages: &Pages<S>,
     root: u32,
     depth: u32,
@@ -204,7 +205,7 @@ pub(crate) fn each_value<S: PageSource>(
 }
 
 /// The bytes of a plain or off-page item.
-pub(crate) fn item_bytes<'a, S: PageSource>(
+pub(crate) fn item_bytes<'a, S: RandomAccess>(
     pages: &Pages<S>,
     page: &'a Page<'_>,
     item: LeafItem,

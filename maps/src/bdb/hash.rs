@@ -19,7 +19,8 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::duplicates;
-use super::page::{CHARKEY_HASH, Page, PageSet, PageSource, Pages, page_type};
+use super::page::{CHARKEY_HASH, Page, PageSet, Pages, page_type};
+use crate::random_access::RandomAccess;
 use crate::{MapError, PairVisitor};
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -58,7 +59,7 @@ enum Item<'a> {
     Tree { root: u32 },
 }
 
-impl<S: PageSource> HashFile<S> {
+impl<S: RandomAccess> HashFile<S> {
     pub(crate) fn new(pages: Pages<S>) -> Result<Self, MapError> {
         if pages.meta_word(48) & 2 != 0 {
             return Err(pages.unsupported("the file holds several databases"));
@@ -371,7 +372,7 @@ pub(crate) fn compare_on_page(a: &[u8], b: &[u8]) -> Ordering {
 }
 
 /// After a whole walk: a page that nothing led to must hold nothing, or a chain was cut and keys are missing.
-pub(crate) fn check_unreached<S: PageSource>(
+pub(crate) fn check_unreached<S: RandomAccess>(
     pages: &Pages<S>,
     seen: &PageSet,
 ) -> Result<(), MapError> {

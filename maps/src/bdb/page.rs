@@ -29,15 +29,13 @@
 //! | 26 | 6 | only with checksums: 2 unused, 4 checksum |
 //!
 //! Guarantees: every access is bounds-checked; bytes that do not fit give [`MapError::Damaged`] with the page number.
-//! Blocks: on disk only where the pages come from a [`File`].
+//! Blocks: on disk only where the pages come from a file.
 
 #![deny(clippy::indexing_slicing)]
 
 use crate::MapError;
+use crate::random_access::{RandomAccess, short};
 use std::borrow::Cow;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 pub(crate) const HASH_MAGIC: u32 = 0x0006_1561;
@@ -65,40 +63,6 @@ pub(crate) mod page_type {
     pub(crate) const BTREE_META: u8 = 9;
     pub(crate) const DUPLICATE_LEAF: u8 = 12;
     pub(crate) const HASH: u8 = 13;
-}
-
-/// Where pages come from: a file's bytes in memory, or the file itself.
-pub(crate) trait PageSource {
-    /// Length of the whole, in bytes.
-    fn len(&self) -> io::Result<u64>;
-    /// `len` bytes from `offset`; an error if they are not all there.
-    fn bytes(&self, offset: u64, len: usize) -> io::Result<Cow<'_, [u8]>>;
-}
-
-impl PageSource for &[u8] {
-    fn len(&self) -> io::Result<u64> {
-        Ok(<[u8]>::len(self) as u64)
-    }
-
-    fn bytes(&self, offset: u64, len: usize) -> io::Result<Cow<'_, [u8]>> {
-        usize::try_from(offset)
-            .ok()
-            .and_then(|start| self.get(start..)?.get(..len))
-            .map(Cow::Borrowed)
-            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-    }
-}
-
-impl PageSource for File {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
-    }
-
-    fn bytes(&self, offset: u64, len: usize) -> io::Result<Cow<'_, [u8]>> {
-        let mut bytes = vec![0; len];
-        self.read_exact_at(&mut bytes, offset)?;
-        Ok(Cow::Owned(bytes))
-    }
 }
 
 /// Byte order of a file.
@@ -149,7 +113,7 @@ pub(crate) struct Pages<S> {
     meta: [u8; META_LEN],
 }
 
-impl<S: PageSource> Pages<S> {
+impl<S: RandomAccess> Pages<S> {
     /// Reads and checks the metadata page.
     ///
     /// # Errors
@@ -227,10 +191,6 @@ impl<S: PageSource> Pages<S> {
             return Err(damaged("checksum of the metadata is wrong".into()));
         }
         Ok(pages)
-    }
-
-    pub(crate) fn source(&self) -> &S {
-        &self.source
     }
 
     pub(crate) fn method(&self) -> Method {
@@ -346,15 +306,6 @@ impl<S: PageSource> Pages<S> {
             return Err(self.damaged(first, "the overflow chain ends too early"));
         }
         Ok(data)
-    }
-}
-
-/// A read that found less than it should is damage; any other failure is the system's.
-fn short(path: &Path, error: &io::Error, detail: impl FnOnce() -> String) -> MapError {
-    if error.kind() == io::ErrorKind::UnexpectedEof {
-        MapError::damaged(path, detail())
-    } else {
-        MapError::open(path, error)
     }
 }
 

@@ -5,7 +5,7 @@
 //! rather than copies, so that a map of large values is not held twice.
 
 use super::page::{HEADER_LEN, META_LEN, page_type};
-use crate::records;
+use crate::records::{self, Entries};
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -18,23 +18,6 @@ pub(crate) const PAGE_ROOM: usize = PAGE_SIZE - HEADER_LEN;
 const VERSION: u32 = 9;
 /// Buffer between the page writer and the file.
 const BUFFER_BYTES: usize = 1 << 18;
-
-/// The records of a build and the order in which they were inserted.
-#[derive(Clone, Copy)]
-pub(crate) struct Entries<'a> {
-    pub(crate) body: &'a [u8],
-    pub(crate) places: &'a [u32],
-    /// Whether one key may have several values.
-    pub(crate) duplicates: bool,
-}
-
-impl<'a> Entries<'a> {
-    /// Key and value of a record.
-    #[inline]
-    pub(crate) fn get(&self, place: u32) -> (&'a [u8], &'a [u8]) {
-        records::read(self.body, place).unwrap_or((&[], &[]))
-    }
-}
 
 /// A page being filled: items from the end downward, their offsets from the header upward.
 pub(crate) struct PageBuffer {

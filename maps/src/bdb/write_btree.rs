@@ -7,9 +7,10 @@
 
 use super::page::{BTREE_MAGIC, page_type};
 use super::write::{
-    Entries, Header, LEAF_ITEM_MAX, PAGE_ROOM, PAGE_SIZE, PageBuffer, Part, Tail, body_writer,
+    Header, LEAF_ITEM_MAX, PAGE_ROOM, PAGE_SIZE, PageBuffer, Part, Tail, body_writer,
     duplicate_tree, half, leaf_reference, leaf_span, push_leaf, write_meta,
 };
+use crate::records::Entries;
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;

@@ -10,9 +10,10 @@
 use super::hash::{bucket_hash, compare_on_page};
 use super::page::{CHARKEY_HASH, HASH_MAGIC, page_type};
 use super::write::{
-    Entries, Header, PAGE_ROOM, PAGE_SIZE, PageBuffer, Part, Tail, body_writer, duplicate_tree,
-    half, word, write_meta,
+    Header, PAGE_ROOM, PAGE_SIZE, PageBuffer, Part, Tail, body_writer, duplicate_tree, half, word,
+    write_meta,
 };
+use crate::records::Entries;
 use std::fs::File;
 use std::io::{self, Write};
 

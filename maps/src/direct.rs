@@ -1,0 +1,157 @@
+//! Map files of any kind, opened by their content: whole in memory, or for a few lookups straight from the file.
+//!
+//! [`open_direct`] is for programs that look up once: it takes the file's shared lock, reads the header and what the
+//! lookup needs, and nothing else. The lock is held until the value is dropped and keeps stock tools from rebuilding
+//! the file in place meanwhile. Blocks: on disk, and on the lock up to the deadline given.
+
+#![deny(clippy::indexing_slicing)]
+
+use crate::bdb::BdbFile;
+use crate::cdb::CdbFile;
+use crate::load::{Emptiness, FILE_BYTES_MAX, open_locked};
+use crate::random_access::RandomAccess;
+use crate::{Map, MapError, MapKind, PairVisitor, Stamp};
+use std::borrow::Cow;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// An opened file of a kind that is read by position.
+pub(crate) enum MapFile<S> {
+    Bdb(Box<BdbFile<S>>),
+    Cdb(Box<CdbFile<S>>),
+}
+
+impl<S: RandomAccess> MapFile<S> {
+    /// Opens a file by its content; `asked` decides only what is said of one that is of no known kind.
+    pub(crate) fn open(source: S, asked: MapKind, path: &Path) -> Result<Self, MapError> {
+        let len = source.len().map_err(|error| MapError::open(path, &error))?;
+        let head_len =
+            usize::try_from(len).map_or(MapKind::HEAD_LEN, |len| len.min(MapKind::HEAD_LEN));
+        let head = source
+            .bytes(0, head_len)
+            .map_err(|error| MapError::open(path, &error))?;
+        let kind = MapKind::of_content(&head, len).unwrap_or(asked);
+        drop(head);
+        match kind {
+            MapKind::Hash | MapKind::Btree => {
+                BdbFile::new(source, path).map(|file| Self::Bdb(Box::new(file)))
+            }
+            MapKind::Cdb => CdbFile::open(source, path).map(|file| Self::Cdb(Box::new(file))),
+            MapKind::Text => Err(MapError::damaged(path, "not a map file of any known kind")),
+        }
+    }
+
+    pub(crate) fn lookup(&self, key: &[u8]) -> Result<Option<Vec<u8>>, MapError> {
+        match self {
+            Self::Bdb(file) => file.lookup(key),
+            Self::Cdb(file) => file.lookup(key),
+        }
+    }
+
+    pub(crate) fn each(&self, f: &mut PairVisitor<'_>) -> Result<(), MapError> {
+        match self {
+            Self::Bdb(file) => file.each(f),
+            Self::Cdb(file) => file.each(f),
+        }
+    }
+
+    pub(crate) fn kind(&self) -> MapKind {
+        match self {
+            Self::Bdb(file) => file.kind(),
+            Self::Cdb(_) => MapKind::Cdb,
+        }
+    }
+
+    fn allows_duplicates(&self) -> bool {
+        match self {
+            Self::Bdb(file) => file.allows_duplicates(),
+            Self::Cdb(_) => true,
+        }
+    }
+}
+
+/// A map file opened for a few lookups; see the file's header.
+pub struct DirectMap {
+    opened: MapFile<Arc<File>>,
+    file: Arc<File>,
+    stamp: Stamp,
+    path: PathBuf,
+}
+
+/// Opens a map file of any kind but text for a few lookups. Blocks: on disk, and up to `lock_wait` on the file's lock.
+///
+/// # Errors
+/// [`MapError::Open`], [`MapError::Locked`], [`MapError::Damaged`], [`MapError::Unsupported`].
+pub fn open_direct(path: &Path, lock_wait: Duration) -> Result<DirectMap, MapError> {
+    let (file, stamp) = open_locked(path, lock_wait, Emptiness::BeingCreated)?;
+    let file = Arc::new(file);
+    Ok(DirectMap {
+        opened: MapFile::open(Arc::clone(&file), MapKind::Text, path)?,
+        file,
+        stamp,
+        path: path.to_path_buf(),
+    })
+}
+
+impl DirectMap {
+    /// The kind the file's content says.
+    pub fn kind(&self) -> MapKind {
+        self.opened.kind()
+    }
+
+    /// Whether the file was made to hold several values for a key.
+    pub fn allows_duplicates(&self) -> bool {
+        self.opened.allows_duplicates()
+    }
+
+    fn whole(&self) -> Result<Vec<u8>, MapError> {
+        let mut bytes = Vec::new();
+        let mut reader = &*self.file;
+        reader
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| reader.take(FILE_BYTES_MAX).read_to_end(&mut bytes))
+            .map_err(|error| MapError::open(&self.path, &error))?;
+        Ok(bytes)
+    }
+}
+
+impl Map for DirectMap {
+    fn lookup(&self, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>, MapError> {
+        Ok(self.opened.lookup(key)?.map(Cow::Owned))
+    }
+
+    fn each(&self, f: &mut PairVisitor<'_>) -> Result<(), MapError> {
+        // One read of the whole file beats one per page; the lock keeps it in one state.
+        let bytes = self.whole()?;
+        MapFile::open(bytes.as_slice(), self.kind(), &self.path)?.each(f)
+    }
+
+    fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+}
+
+/// Looks up some keys in a file just written, before it is published.
+pub(crate) fn check_written(
+    file: &File,
+    kind: MapKind,
+    path: &Path,
+    sample: &[(&[u8], &[u8])],
+) -> Result<(), MapError> {
+    let clone = file
+        .try_clone()
+        .map_err(|error| MapError::open(path, &error))?;
+    let opened = MapFile::open(clone, kind, path)?;
+    for (key, value) in sample {
+        if opened.lookup(key)?.as_deref() != Some(*value) {
+            return Err(MapError::damaged(
+                path,
+                "an entry just written does not read back",
+            ));
+        }
+    }
+    Ok(())
+}
