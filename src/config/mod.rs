@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 
 pub use endpoint::{DaemonPort, HostPort};
 pub use error::{ConfigError, Place};
-pub use modes::{DeliveryMode, ErrorMode, Privacy, PrivacyOptions, Remote};
+pub use modes::{DeliveryMode, ErrorMode, Privacy, PrivacyOptions, Remote, SpoolFileSystem};
 pub use overrides::Override;
 pub use sections::{
     ClientTimeouts, DeliverOptions, HostOptions, LogOptions, Paths, QueueOptions, ResolverOptions,

@@ -102,6 +102,39 @@ pub enum Remote {
     LoopbackOnly,
 }
 
+/// What is asked of the file system under a spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SpoolFileSystem {
+    /// One that keeps what was synced: others are refused, one in memory is
+    /// warned about.
+    #[default]
+    Durable,
+    /// The same, but one in memory is meant.
+    Memory,
+    /// Any: what would be refused is warned about.
+    Any,
+}
+
+impl SpoolFileSystem {
+    /// The option's word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Durable => "durable",
+            Self::Memory => "memory",
+            Self::Any => "any",
+        }
+    }
+
+    /// By its word.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Durable, Self::Memory, Self::Any]
+            .into_iter()
+            .find(|one| one.name() == text.trim())
+    }
+}
+
 /// One flag of `PrivacyOptions`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]

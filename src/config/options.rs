@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::duration::TimeUnit;
 use super::endpoint::{DaemonPort, HostPort};
-use super::modes::{DeliveryMode, ErrorMode, PrivacyOptions, Remote};
+use super::modes::{DeliveryMode, ErrorMode, PrivacyOptions, Remote, SpoolFileSystem};
 use super::size::ByteSize;
 use super::value::{Access, Given};
 use super::{Config, Role};
@@ -825,6 +825,21 @@ pub static OPTIONS: &[OptionDef] = &[
     .named("MinFreeBlocks")
     .letter('b')
     .safe(),
+    OptionDef::new(
+        "spool_file_system",
+        "durable",
+        Access::Form {
+            form: "durable, memory or any",
+            set: |c, text| {
+                c.spool.file_system = SpoolFileSystem::parse(text)
+                    .ok_or_else(|| format!("`{text}' is not durable, memory or any"))?;
+                Ok(())
+            },
+            show: |c| c.spool.file_system.name().to_owned(),
+        },
+        "Refuse a spool on NFS, FUSE and the like, warn of one in memory; memory: do not warn; any: do not refuse.",
+    )
+    .sandbox("memory"),
     OptionDef::new(
         "queue_file_mode",
         "0600",

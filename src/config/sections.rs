@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::endpoint::{DaemonPort, HostPort};
-use super::modes::{DeliveryMode, ErrorMode, PrivacyOptions, Remote};
+use super::modes::{DeliveryMode, ErrorMode, PrivacyOptions, Remote, SpoolFileSystem};
 use super::size::ByteSize;
 
 /// Directories, sockets and files; all absolute.
@@ -203,6 +203,8 @@ pub struct SpoolSettings {
     pub min_free_blocks: u32,
     /// Permission bits of the spool's files.
     pub queue_file_mode: u32,
+    /// What is asked of the file system under it.
+    pub file_system: SpoolFileSystem,
 }
 
 /// Submission on the command line.

@@ -109,6 +109,7 @@ impl DaemonError {
     fn exit(&self) -> ExitCode {
         match self {
             Self::Spool(error) if error.is_locked() => ExitCode::TempFail,
+            Self::Spool(error) if error.is_misplaced() => ExitCode::Config,
             Self::Listen(_) | Self::Spool(_) | Self::Io { .. } => ExitCode::OsErr,
             Self::Route(_) | Self::Config(_) => ExitCode::Config,
         }

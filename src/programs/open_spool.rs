@@ -11,10 +11,10 @@ use std::thread::JoinHandle;
 use tokio::sync::watch;
 
 use crate::clock::Clock;
-use crate::config::SpoolSettings;
+use crate::config::{SpoolFileSystem, SpoolSettings};
 use crate::maillog::{Maillog, QueueId, Severity};
 use crate::spool::storage::OsStorage;
-use crate::spool::{Spool, SpoolError, SpoolOptions};
+use crate::spool::{FootingPolicy, Spool, SpoolError, SpoolOptions};
 
 /// Bytes of the blocks that `MinFreeBlocks` counts.
 const BLOCK_BYTES: u64 = 1024;
@@ -52,6 +52,18 @@ impl OpenError {
             }
         )
     }
+
+    /// Whether the spool's directory is where no spool may be: a matter of configuration.
+    #[must_use]
+    pub const fn is_misplaced(&self) -> bool {
+        matches!(
+            self,
+            Self::Spool {
+                source: SpoolError::UnfitFileSystem(_),
+                ..
+            }
+        )
+    }
 }
 
 /// An open spool and its writer's thread.
@@ -81,6 +93,11 @@ impl OpenSpool {
         let options = SpoolOptions {
             segment_bytes: settings.segment_size.as_bytes(),
             free_bytes_min: u64::from(settings.min_free_blocks).saturating_mul(BLOCK_BYTES),
+            footing: match settings.file_system {
+                SpoolFileSystem::Durable => FootingPolicy::Durable,
+                SpoolFileSystem::Memory => FootingPolicy::Memory,
+                SpoolFileSystem::Any => FootingPolicy::Any,
+            },
             ..SpoolOptions::default()
         };
         let (spool, writer, report) =

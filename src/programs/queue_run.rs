@@ -60,6 +60,7 @@ impl RunError {
             }
             Self::Control(_) => ExitCode::TempFail,
             Self::Spool(error) if error.is_locked() => ExitCode::TempFail,
+            Self::Spool(error) if error.is_misplaced() => ExitCode::Config,
             Self::Spool(_) | Self::Drop(_) => ExitCode::OsErr,
             Self::Route(_) => ExitCode::Config,
             Self::Io(_) => ExitCode::IoErr,

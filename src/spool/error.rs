@@ -41,6 +41,11 @@ pub enum SpoolError {
     /// Another process owns the spool.
     #[error("spool is locked by another process")]
     Locked,
+    /// The file system can't keep a spool's promises, and was not forced; its name and why.
+    #[error(
+        "file system {0}; a spool belongs on a disk of this machine (spool_file_system = \"any\" forces it)"
+    )]
+    UnfitFileSystem(String),
     /// No such live message.
     #[error("{0}: no such message")]
     NotFound(MessageId),

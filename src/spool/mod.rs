@@ -14,6 +14,7 @@ pub mod drop_file;
 mod error;
 #[cfg(test)]
 mod faults;
+pub mod file_system;
 mod format;
 mod index;
 mod journal;
@@ -30,6 +31,7 @@ mod transaction;
 pub use content::ContentReader;
 
 pub use error::SpoolError;
+pub use file_system::FootingPolicy;
 pub use journal::{Step, Writer};
 pub use lease::Lease;
 pub use options::SpoolOptions;
@@ -136,13 +138,19 @@ impl Spool {
     /// Blocks: disk. The caller then runs the [`Writer`].
     ///
     /// # Errors
-    /// [`SpoolError::Locked`] if another process writes to it, [`SpoolError::Io`]; never for damage, which is
+    /// [`SpoolError::Locked`] if another process writes to it, [`SpoolError::UnfitFileSystem`] (unless
+    /// [`SpoolOptions::footing`] forces it), [`SpoolError::Io`]; never for damage, which is
     /// reported in [`RecoveryReport`] (S5).
     pub fn open(
         storage: Arc<dyn Storage>,
         clock: Arc<dyn Clock>,
         options: SpoolOptions,
     ) -> Result<(Self, Writer, RecoveryReport), SpoolError> {
+        let footing = storage
+            .footing()
+            .map_err(|e| SpoolError::io("statfs", ".", e))?;
+        let remark =
+            file_system::admit(footing, options.footing).map_err(SpoolError::UnfitFileSystem)?;
         if !storage
             .lock()
             .map_err(|e| SpoolError::io("lock", "lock", e))?
@@ -153,7 +161,8 @@ impl Spool {
             unix_ms: clock.unix_ms(),
             monotonic: clock.monotonic(),
         };
-        let found = recovery::load(&*storage, options.due_ahead_max, now, Check::Everything)?;
+        let mut found = recovery::load(&*storage, options.due_ahead_max, now, Check::Everything)?;
+        found.report.remarks.splice(0..0, remark);
         for name in &found.temporaries {
             storage
                 .unlink(name)

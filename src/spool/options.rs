@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::file_system::FootingPolicy;
+
 /// Settings of a spool. All sizes in bytes.
 #[derive(Debug, Clone)]
 pub struct SpoolOptions {
@@ -29,6 +31,8 @@ pub struct SpoolOptions {
     pub due_ahead_max: Duration,
     /// Process id that queue ids show.
     pub process_id: u32,
+    /// What is asked of the file system.
+    pub footing: FootingPolicy,
 }
 
 impl Default for SpoolOptions {
@@ -46,6 +50,7 @@ impl Default for SpoolOptions {
             checkpoint_interval: Duration::from_secs(60),
             due_ahead_max: Duration::from_secs(24 * 3600),
             process_id: std::process::id(),
+            footing: FootingPolicy::Durable,
         }
     }
 }

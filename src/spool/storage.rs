@@ -5,12 +5,14 @@
 //! that a preloaded shim can slow and count them. All calls block.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
+
+use super::file_system::{self, Footing, MOUNTINFO_BYTES_MAX};
 
 /// Zeros are written in pieces of this many bytes.
 const ZERO_PIECE_BYTES: usize = 1 << 20;
@@ -75,6 +77,14 @@ pub trait Storage: Send + Sync {
 
     /// A number nobody can foretell, for marks and ids.
     fn random(&self) -> u64;
+
+    /// What the file system under it is worth (SPOOL 2).
+    ///
+    /// # Errors
+    /// The system's.
+    fn footing(&self) -> io::Result<Footing> {
+        Ok(Footing::Firm)
+    }
 }
 
 /// One file of a [`Storage`].
@@ -155,6 +165,14 @@ impl OsStorage {
             handle,
             lock: std::sync::Mutex::new(None),
         })
+    }
+
+    /// The id that /proc/self/mountinfo gives the folder's mount; `None` without /proc. Source: proc_pid_fdinfo(5).
+    fn mount_id(&self) -> Option<u64> {
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&self.handle);
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+        let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
+        id.trim().parse().ok()
     }
 
     fn open_with(&self, options: &OpenOptions, name: &str) -> io::Result<Arc<dyn StorageFile>> {
@@ -241,6 +259,23 @@ impl Storage for OsStorage {
             != Ok(bytes.len())
         {}
         u64::from_le_bytes(bytes)
+    }
+
+    fn footing(&self) -> io::Result<Footing> {
+        let stat = rustix::fs::fstatfs(&self.handle)?;
+        // Signed here, unsigned there, of 32 or 64 bits: the number is the low 32 bits, which come first.
+        let magic = stat
+            .f_type
+            .to_le_bytes()
+            .first_chunk::<4>()
+            .map_or(0, |low| u64::from(u32::from_le_bytes(*low)));
+        // Without /proc the number alone decides.
+        let mut mountinfo = String::new();
+        let _ = File::open("/proc/self/mountinfo").and_then(|file| {
+            file.take(MOUNTINFO_BYTES_MAX)
+                .read_to_string(&mut mountinfo)
+        });
+        Ok(file_system::judge(magic, &mountinfo, self.mount_id()))
     }
 }
 
