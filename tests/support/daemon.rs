@@ -131,6 +131,16 @@ impl Sandbox {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Starts `sendmail` and waits for nothing.
+    pub fn spawn<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Child {
+        self.command("sendmail")
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
     /// Starts the daemon in the foreground and waits until it says where it listens.
     pub fn start(&self) -> Daemon {
         self.start_with::<&str>(&[])
@@ -177,6 +187,11 @@ impl Daemon {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Its process.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
     }
 
     /// Opens a dialogue and greets.
