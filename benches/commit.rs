@@ -1,339 +1,351 @@
-//! Durable accepts a second: the journal against one file a message with fsync of file and folder.
+//! What it costs to accept a message durably, by the number of committers, against one and two files a message.
 //!
-//! 4 KiB a message, 1, 10, 50 and 200 committers, on the real disk and with 5 ms a flush, flushes queued one behind
-//! the other. The alternatives take turns in one run (A B A B); printed are the median rate of the rounds, the
-//! slowest and the fastest, the p99 over all rounds, syncs a message, and the ratio. Messages are removed as others
-//! come (steady state). Syncs go through std, so that a preloaded shim can slow and count them.
+//! Sections, each chosen by its name: `throughput` (1, 10, 50 and 200 committers, 4 KiB; with the least a write and
+//! flush costs here, for latency and efficiency), `slow_flush` (5 ms a flush, flushes queued one behind the other),
+//! `mixed` (small mail beside two streams of 50 MB/s), `segment_kind` (zero-written against reserved and growing
+//! files). "growth" means that no emptied file is used again, so that each segment is zero-written first.
 //!
-//! `cargo bench --bench commit [-- real|slow]`; `COMMIT_SECONDS` (default 1) a round, `COMMIT_ROUNDS` (default 5).
+//! `cargo bench --bench commit [-- SECTION...]`; `--plot` writes `benches/commit.svg`. Settings: `measure/mod.rs`.
 
 #![expect(
     clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "settings are small numbers"
+    reason = "sizes of batches are small numbers"
 )]
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+mod measure;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use diligence::address::ReversePath;
 use diligence::clock::{Clock, SystemClock};
-use diligence::envelope::{Delivery, Envelope, Outcome, Recipient, RecipientId};
-use diligence::spool::storage::{OsStorage, Storage, StorageFile};
-use diligence::spool::{Spool, SpoolOptions, Update};
-use diligence::status::Status;
+use diligence::spool::SpoolOptions;
+
+use measure::disk::{Disk, Room};
+use measure::engines::Batched;
+use measure::plot::{Panel, svg};
+use measure::ways::{Accept, FilePerMessage, Journal, TwoFilesPerMessage};
+use measure::{Figures, RawFile, Rounds, Settings, compare, load, print_bar};
 
 const MESSAGE_BYTES: usize = 4096;
-
-/// What every flush goes through: as it is, or 5 ms more, one behind the other.
-#[derive(Default)]
-struct Disk {
-    queue: Option<Mutex<()>>,
-    syncs: AtomicU64,
-}
-
-impl Disk {
-    fn flush(&self, sync: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        let _turn = self.queue.as_ref().map(|queue| {
-            let turn = queue
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            std::thread::sleep(Duration::from_millis(5));
-            turn
-        });
-        sync()
-    }
-}
-
-/// A folder whose flushes go through [`Disk`].
-struct BenchStorage {
-    below: OsStorage,
-    disk: Arc<Disk>,
-}
-
-struct BenchFile {
-    below: Arc<dyn StorageFile>,
-    disk: Arc<Disk>,
-}
-
-impl BenchStorage {
-    fn wrap(&self, below: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
-        Arc::new(BenchFile {
-            below,
-            disk: Arc::clone(&self.disk),
-        })
-    }
-}
-
-impl Storage for BenchStorage {
-    fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        self.below.create(name).map(|file| self.wrap(file))
-    }
-    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        self.below.open(name).map(|file| self.wrap(file))
-    }
-    fn open_read(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
-        self.below.open_read(name)
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.below.rename(from, to)
-    }
-    fn unlink(&self, name: &str) -> io::Result<()> {
-        self.below.unlink(name)
-    }
-    fn list(&self) -> io::Result<Vec<String>> {
-        self.below.list()
-    }
-    fn sync_dir(&self) -> io::Result<()> {
-        self.disk.flush(|| self.below.sync_dir())
-    }
-    fn lock(&self) -> io::Result<bool> {
-        self.below.lock()
-    }
-    fn free_bytes(&self) -> io::Result<u64> {
-        self.below.free_bytes()
-    }
-    fn random(&self) -> u64 {
-        self.below.random()
-    }
-}
-
-impl StorageFile for BenchFile {
-    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
-        self.below.read_at(offset, into)
-    }
-    fn write_at(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
-        self.below.write_at(offset, pieces)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.disk.flush(|| self.below.sync())
-    }
-    fn fill_zero(&self, len: u64) -> io::Result<()> {
-        self.below.fill_zero(len)
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.below.len()
-    }
-}
-
-/// One way to accept a message durably.
-trait Accept: Sync {
-    fn accept(&self, content: &[u8]);
-}
-
-struct Journal {
-    spool: Spool,
-}
-
-impl Accept for Journal {
-    fn accept(&self, content: &[u8]) {
-        let mut transaction = self.spool.begin().expect("the spool accepts");
-        transaction
-            .append_content(content)
-            .expect("the spool takes content");
-        let envelope = Envelope::new(ReversePath::Null, vec![Recipient::new("bob@lab.test")]);
-        let id = transaction
-            .commit(envelope)
-            .wait()
-            .expect("the commit is durable");
-        let lease = self
-            .spool
-            .lease_message(id, Duration::from_secs(60))
-            .expect("nobody else leases it");
-        let sent = Outcome::new(Delivery::Delivered, Status::OK, "local", "Sent");
-        let update = Update {
-            outcomes: vec![(RecipientId(0), sent)],
-            ..Update::default()
-        };
-        drop(self.spool.finish(lease, update).expect("the lease stands"));
-    }
-}
-
-struct FilePerMessage {
-    folder: PathBuf,
-    handle: File,
-    disk: Arc<Disk>,
-    next: AtomicU64,
-}
-
-impl Accept for FilePerMessage {
-    fn accept(&self, content: &[u8]) {
-        let path = self
-            .folder
-            .join(self.next.fetch_add(1, Ordering::Relaxed).to_string());
-        let mut file = File::create_new(&path).expect("the name is new");
-        file.write_all(content).expect("the disk has room");
-        self.disk
-            .flush(|| file.sync_all())
-            .expect("the file is synced");
-        self.disk
-            .flush(|| self.handle.sync_all())
-            .expect("the folder is synced");
-        std::fs::remove_file(&path).expect("the file is there");
-    }
-}
-
-#[derive(Default)]
-struct Measured {
-    rates: Vec<f64>,
-    latencies: Vec<Duration>,
-    messages: u64,
-    syncs: u64,
-}
-
-impl Measured {
-    fn median(&self) -> f64 {
-        let mut rates = self.rates.clone();
-        rates.sort_by(f64::total_cmp);
-        rates.get(rates.len() / 2).copied().unwrap_or(0.0)
-    }
-
-    fn p99(&mut self) -> Duration {
-        self.latencies.sort_unstable();
-        self.latencies
-            .get(self.latencies.len() * 99 / 100)
-            .copied()
-            .unwrap_or_default()
-    }
-
-    fn print(&mut self, name: &str, committers: usize) {
-        let low = self.rates.iter().copied().fold(f64::MAX, f64::min);
-        let high = self.rates.iter().copied().fold(0.0, f64::max);
-        let p99 = self.p99();
-        println!(
-            "{name:<18} {committers:>4} {:>9.0} {low:>9.0} {high:>9.0} {:>10.2} {:>9.4}",
-            self.median(),
-            p99.as_secs_f64() * 1e3,
-            self.syncs as f64 / self.messages.max(1) as f64,
-        );
-    }
-}
-
-fn round(way: &dyn Accept, committers: usize, seconds: f64, disk: &Disk, into: &mut Measured) {
-    let clock = SystemClock::new();
-    let content = vec![b'x'; MESSAGE_BYTES];
-    let is_over = AtomicBool::new(false);
-    let (syncs, start) = (disk.syncs.load(Ordering::Relaxed), clock.monotonic());
-    let latencies: Vec<Duration> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..committers)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut mine = Vec::new();
-                    while !is_over.load(Ordering::Relaxed) {
-                        let before = clock.monotonic();
-                        way.accept(&content);
-                        mine.push(clock.monotonic() - before);
-                    }
-                    mine
-                })
-            })
-            .collect();
-        std::thread::sleep(Duration::from_secs_f64(seconds));
-        is_over.store(true, Ordering::Relaxed);
-        threads
-            .into_iter()
-            .flat_map(|thread| thread.join().expect("no committer fails"))
-            .collect()
-    });
-    let took = clock.monotonic() - start;
-    into.rates.push(latencies.len() as f64 / took.as_secs_f64());
-    into.messages += latencies.len() as u64;
-    into.syncs += disk.syncs.load(Ordering::Relaxed) - syncs;
-    into.latencies.extend(latencies);
-}
-
-fn compare(base: &Path, is_slow: bool, seconds: f64, rounds: usize) {
-    let disk = || {
-        Arc::new(Disk {
-            queue: is_slow.then(Mutex::default),
-            ..Disk::default()
-        })
-    };
-    let (journal_disk, file_disk) = (disk(), disk());
-    let name = if is_slow { "slow" } else { "real" };
-    let journal_folder = base.join(format!("{name}-journal"));
-    let file_folder = base.join(format!("{name}-files"));
-    std::fs::create_dir_all(&journal_folder).expect("a folder for the journal");
-    std::fs::create_dir_all(&file_folder).expect("a folder for files");
-    let storage = BenchStorage {
-        below: OsStorage::open(&journal_folder).expect("the folder opens"),
-        disk: Arc::clone(&journal_disk),
-    };
-    let clock = Arc::new(SystemClock::new());
-    let (spool, writer, _) =
-        Spool::open(Arc::new(storage), clock, SpoolOptions::default()).expect("the spool opens");
-    let thread = std::thread::spawn(move || writer.run());
-    let journal = Journal { spool };
-    let files = FilePerMessage {
-        handle: File::open(&file_folder).expect("the folder opens"),
-        folder: file_folder,
-        disk: Arc::clone(&file_disk),
-        next: AtomicU64::new(0),
-    };
-    println!(
-        "\n{}",
-        if is_slow {
-            "each flush 5 ms more, one behind the other; syncs are real"
-        } else {
-            "the disk as it is; syncs are real"
-        }
-    );
-    println!(
-        "{:<18} {:>4} {:>9} {:>9} {:>9} {:>10} {:>9}",
-        "", "n", "msgs/s", "slowest", "fastest", "p99 ms", "syncs/msg"
-    );
-    for committers in [1, 10, 50, 200] {
-        let mut warm = Measured::default();
-        round(
-            &journal,
-            committers,
-            seconds / 4.0,
-            &journal_disk,
-            &mut warm,
-        );
-        round(&files, committers, seconds / 4.0, &file_disk, &mut warm);
-        let (mut ours, mut theirs) = (Measured::default(), Measured::default());
-        for _ in 0..rounds {
-            round(&journal, committers, seconds, &journal_disk, &mut ours);
-            round(&files, committers, seconds, &file_disk, &mut theirs);
-        }
-        ours.print("journal", committers);
-        theirs.print("one file a message", committers);
-        println!(
-            "{:<18} {committers:>4} {:>8.1}x",
-            "ratio",
-            ours.median() / theirs.median().max(1e-9)
-        );
-    }
-    journal.spool.close();
-    thread.join().expect("the writer ends cleanly");
-}
-
-fn setting(name: &str, default: f64) -> f64 {
-    std::env::var(name)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(default)
-}
+/// What the batch of one message takes.
+const ONE_MESSAGE_BATCH_BYTES: usize = 8192;
+const COMMITTERS: [usize; 4] = [1, 10, 50, 200];
+/// Bars by number of committers: times one file, times two files.
+const BARS: [(f64, f64); 4] = [(4.0, 6.0), (7.0, 10.0), (20.0, 40.0), (15.0, 30.0)];
+const SLOW_FLUSH: Duration = Duration::from_millis(5);
 
 fn main() {
-    let seconds = setting("COMMIT_SECONDS", 1.0);
-    let rounds = setting("COMMIT_ROUNDS", 5.0).clamp(1.0, 100.0) as usize;
-    let wanted: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|arg| !arg.starts_with('-'))
+    let settings = Settings::read("commit");
+    let mut rounds = Rounds::new(&settings);
+    let mut panels = Vec::new();
+    if settings.wants("throughput") {
+        panels.push(throughput(&settings, &mut rounds));
+    }
+    if settings.wants("slow_flush") {
+        panels.push(slow_flush(&settings, &mut rounds));
+    }
+    if settings.wants("mixed") {
+        mixed(&settings, &mut rounds);
+    }
+    if settings.wants("segment_kind") {
+        segment_kind(&settings, &mut rounds);
+    }
+    println!();
+    rounds.print();
+    if settings.is_smoke {
+        assert!(svg(&panels).ends_with("</svg>\n"));
+    }
+    if std::env::args().any(|arg| arg == "--plot") {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/commit.svg");
+        std::fs::write(path, svg(&panels)).expect("the plot is written");
+    }
+}
+
+/// As shipped; with small segments where it is only to be seen that it works.
+fn steady_options(settings: &Settings) -> SpoolOptions {
+    let mut options = SpoolOptions::default();
+    if settings.is_smoke {
+        options.segment_bytes = 4 << 20;
+    }
+    options
+}
+
+/// No emptied file is used again.
+fn growing_options(settings: &Settings) -> SpoolOptions {
+    SpoolOptions {
+        spares_max: 0,
+        ..steady_options(settings)
+    }
+}
+
+/// A spool whose emptied segments come back as spares.
+fn steady_journal(settings: &Settings) -> Journal {
+    let options = steady_options(settings);
+    let enough = 3 * options.checkpoint_bytes;
+    let journal = Journal::open(
+        &settings.make_folder("journal"),
+        &Disk::real(),
+        Room::Zeroed,
+        options,
+    );
+    while !settings.is_smoke && journal.spool.stats().bytes_written < enough {
+        load(&journal, 50, 0.2, &[b'x'; MESSAGE_BYTES]);
+    }
+    journal
+}
+
+fn throughput(settings: &Settings, rounds: &mut Rounds) -> Panel {
+    let journal = steady_journal(settings);
+    let growing = Journal::open(
+        &settings.make_folder("growth"),
+        &Disk::real(),
+        Room::Zeroed,
+        growing_options(settings),
+    );
+    let one = FilePerMessage::open(&settings.make_folder("one"), &Disk::real());
+    let two = FilePerMessage::open(&settings.make_folder("two"), &Disk::real());
+    let two = TwoFilesPerMessage(two);
+    let redb = Batched::redb(&settings.make_folder("redb"), &Disk::real());
+    let lmdb = Batched::lmdb(&settings.make_folder("lmdb"), &Disk::real());
+    let mut raw = RawFile::new(&settings.folder.join("raw"), 64 << 20);
+    let content = [b'x'; MESSAGE_BYTES];
+    let names = [
+        "journal",
+        "journal, growth",
+        "one file",
+        "two files",
+        "redb",
+        "LMDB",
+    ];
+    let mut lines: Vec<(String, Vec<(f64, f64)>)> = names
+        .iter()
+        .map(|name| ((*name).to_owned(), Vec::new()))
         .collect();
-    let base =
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("commit-{}", std::process::id()));
-    for (name, is_slow) in [("real", false), ("slow", true)] {
-        if wanted.is_empty() || wanted.iter().any(|w| w == name) {
-            compare(&base, is_slow, seconds, rounds);
+    for (n, (bar_one, bar_two)) in COMMITTERS.into_iter().zip(BARS) {
+        let seconds = settings.seconds;
+        let bytes = AtomicU64::new(ONE_MESSAGE_BATCH_BYTES as u64);
+        let mut ours = || {
+            let before = journal.spool.stats();
+            let mut result = load(&journal, n, seconds, &content);
+            let after = journal.spool.stats();
+            let batches = (after.batches - before.batches).max(1);
+            let written = after.bytes_written - before.bytes_written;
+            bytes.store(
+                (written / batches).next_multiple_of(4096),
+                Ordering::Relaxed,
+            );
+            // Batches a second, to compare with raw writes a second.
+            result.units = batches as f64 / (result.latencies.len() as f64 / result.rate);
+            result
+        };
+        let mut at_same_size = || {
+            let size = bytes.load(Ordering::Relaxed) as usize;
+            raw.load(&vec![b'r'; size], seconds / 2.0)
+        };
+        let figures = compare(
+            rounds,
+            &format!("throughput_{n}: 4 KiB, {n} committers, steady state; the disk as it is"),
+            &mut [
+                (names[0], &mut ours),
+                ("raw write+flush, same batch", &mut at_same_size),
+                (names[1], &mut || load(&growing, n, seconds, &content)),
+                (names[2], &mut || load(&one, n, seconds, &content)),
+                (names[3], &mut || load(&two, n, seconds, &content)),
+                (names[4], &mut || load(&redb, n, seconds, &content)),
+                (names[5], &mut || load(&lmdb, n, seconds, &content)),
+            ],
+        );
+        let [ours, raw, growth, one, two, redb, lmdb] = figures.as_slice() else {
+            continue;
+        };
+        for (line, figures) in lines.iter_mut().zip([ours, growth, one, two, redb, lmdb]) {
+            line.1.push((n as f64, figures.rate));
+        }
+        against(ours, one, bar_one);
+        against(ours, two, bar_two);
+        if n == 1 {
+            let p50 = ours.p50.as_secs_f64() / raw.p50.as_secs_f64().max(1e-9);
+            print_bar(
+                "latency_1: p50 to raw write and flush",
+                p50,
+                "1.5",
+                p50 <= 1.5,
+            );
+        }
+        if n == 50 {
+            against(ours, redb, 1.8);
+            against(ours, lmdb, 1.3);
+            for theirs in [redb, lmdb] {
+                let p99 = ours.p99.as_secs_f64() / theirs.p99.as_secs_f64().max(1e-9);
+                print_bar(&format!("p99 to {}", theirs.name), p99, "1.0", p99 <= 1.0);
+            }
+            print_bar("syncs a message", ours.syncs, "0.03", ours.syncs <= 0.03);
+        }
+        if n == 1 || n == 50 {
+            let bar = if n == 1 { 0.7 } else { 0.4 };
+            let share = ours.units / raw.rate.max(1e-9);
+            let what = format!(
+                "efficiency_{n}: share of raw, {} KiB a write",
+                bytes.load(Ordering::Relaxed) / 1024
+            );
+            print_bar(&what, share, &bar.to_string(), share >= bar);
         }
     }
-    std::fs::remove_dir_all(&base).expect("the folder goes");
+    Panel {
+        title: "Durable accepts of 4 KiB, the disk as it is".to_owned(),
+        axes: ("committers", "messages a second"),
+        lines,
+    }
+}
+
+fn against(ours: &Figures, theirs: &Figures, bar: f64) {
+    let ratio = ours.rate / theirs.rate.max(1e-9);
+    print_bar(
+        &format!("times {}", theirs.name),
+        ratio,
+        &bar.to_string(),
+        ratio >= bar,
+    );
+}
+
+fn slow_flush(settings: &Settings, rounds: &mut Rounds) -> Panel {
+    let disk = || Disk::slow(SLOW_FLUSH);
+    let options = steady_options(settings);
+    let folder = |name: &str| settings.make_folder(&format!("slow-{name}"));
+    let journal = Journal::open(&folder("journal"), &disk(), Room::Zeroed, options);
+    let one = FilePerMessage::open(&folder("one"), &disk());
+    let redb = Batched::redb(&folder("redb"), &disk());
+    let lmdb = Batched::lmdb(&folder("lmdb"), &disk());
+    let content = [b'x'; MESSAGE_BYTES];
+    let ways: [(&str, &dyn Accept); 4] = [
+        ("journal", &journal),
+        ("one file", &one),
+        ("redb", &redb),
+        ("LMDB", &lmdb),
+    ];
+    let mut lines: Vec<(String, Vec<(f64, f64)>)> = ways
+        .iter()
+        .map(|(name, _)| ((*name).to_owned(), Vec::new()))
+        .collect();
+    for n in COMMITTERS {
+        let mut loads: Vec<_> = ways
+            .iter()
+            .map(|(name, way)| (*name, move || load(*way, n, settings.seconds, &content)))
+            .collect();
+        let mut variants: Vec<(&str, &mut dyn FnMut() -> measure::Load)> = loads
+            .iter_mut()
+            .map(|(name, measure)| (*name, measure as _))
+            .collect();
+        let title = format!("slow_flush_{n}: each flush 5 ms more, one behind the other");
+        let figures = compare(rounds, &title, &mut variants);
+        for (line, figures) in lines.iter_mut().zip(&figures) {
+            line.1.push((n as f64, figures.rate));
+        }
+        let [ours, one, redb, lmdb] = figures.as_slice() else {
+            continue;
+        };
+        match n {
+            10 => against(ours, one, 10.0),
+            50 => against(ours, one, 40.0),
+            _ => continue,
+        }
+        against(ours, redb, 1.0);
+        against(ours, lmdb, 1.0);
+    }
+    Panel {
+        title: "The same, each flush 5 ms slower".to_owned(),
+        axes: ("committers", "messages a second"),
+        lines,
+    }
+}
+
+/// Bytes of one message of a stream, and of the pieces in which it comes.
+const STREAM_MESSAGE_BYTES: usize = 5_000_000;
+const STREAM_PIECE_BYTES: usize = 64 << 10;
+const STREAM_BYTES_A_SECOND: f64 = 50e6;
+
+/// Sends large messages at a fixed pace until it is over.
+fn stream(journal: &Journal, is_over: &AtomicBool) {
+    let clock = SystemClock::new();
+    let piece = vec![b's'; STREAM_PIECE_BYTES];
+    let start = clock.monotonic();
+    let mut sent = 0.0;
+    while !is_over.load(Ordering::Relaxed) {
+        journal.accept_stream(
+            &mut (0..STREAM_MESSAGE_BYTES / STREAM_PIECE_BYTES).map(|_| {
+                sent += STREAM_PIECE_BYTES as f64;
+                let due = start + Duration::from_secs_f64(sent / STREAM_BYTES_A_SECOND);
+                std::thread::sleep(due.saturating_sub(clock.monotonic()));
+                piece.as_slice()
+            }),
+        );
+    }
+}
+
+fn mixed(settings: &Settings, rounds: &mut Rounds) {
+    let journal = Journal::open(
+        &settings.make_folder("mixed"),
+        &Disk::real(),
+        Room::Zeroed,
+        steady_options(settings),
+    );
+    let content = [b'x'; MESSAGE_BYTES];
+    let figures = compare(
+        rounds,
+        "mixed: small mail of 10 committers, beside two streams of 50 MB/s in messages of 5 MB",
+        &mut [
+            ("alone", &mut || {
+                load(&journal, 10, settings.seconds, &content)
+            }),
+            ("beside two streams", &mut || {
+                let is_over = Arc::new(AtomicBool::new(false));
+                std::thread::scope(|scope| {
+                    for _ in 0..2 {
+                        scope.spawn(|| stream(&journal, &is_over));
+                    }
+                    let result = load(&journal, 10, settings.seconds, &content);
+                    is_over.store(true, Ordering::Relaxed);
+                    result
+                })
+            }),
+        ],
+    );
+    if let [alone, beside] = figures.as_slice() {
+        let ratio = beside.p999.as_secs_f64() / alone.p999.as_secs_f64().max(1e-9);
+        print_bar("p99.9 to that without", ratio, "3.0", ratio <= 3.0);
+    }
+}
+
+fn segment_kind(settings: &Settings, rounds: &mut Rounds) {
+    let open = |name: &str, room: Room| {
+        let folder = settings.make_folder(&format!("kind-{name}"));
+        Journal::open(&folder, &Disk::real(), room, growing_options(settings))
+    };
+    let bytes = growing_options(settings).segment_bytes;
+    let zeroed = open("zeroed", Room::Zeroed);
+    let reserved = open("reserved", Room::Reserved);
+    let growing = open("growing", Room::Growing(bytes));
+    let content = [b'x'; MESSAGE_BYTES];
+    for n in [1, 10] {
+        let figures = compare(
+            rounds,
+            &format!("segment_kind: {n} committers"),
+            &mut [
+                ("zero-written", &mut || {
+                    load(&zeroed, n, settings.seconds, &content)
+                }),
+                ("reserved", &mut || {
+                    load(&reserved, n, settings.seconds, &content)
+                }),
+                ("growing", &mut || {
+                    load(&growing, n, settings.seconds, &content)
+                }),
+            ],
+        );
+        if let [zeroed, reserved, growing] = figures.as_slice() {
+            against(zeroed, reserved, 1.3);
+            against(zeroed, growing, 1.3);
+        }
+    }
 }

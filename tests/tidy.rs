@@ -69,8 +69,8 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("toml", &["src/config/"]),
     ("crc32fast", &["src/spool/", "maps/"]),
     ("memmap2", &["maps/", "tools/src/bin/spoolck.rs"]),
-    ("redb", &["maps/"]),
-    ("lmdb", &["maps/"]),
+    ("redb", &["maps/", "benches/"]),
+    ("lmdb", &["maps/", "benches/"]),
     (
         "diligence_maps",
         &[
@@ -166,7 +166,7 @@ fn modules_import_only_what_the_table_grants() {
 #[test]
 fn libraries_are_named_only_where_they_belong() {
     let mut complaints = Vec::new();
-    for (name, text) in sources(&["src", "maps", "tools"]) {
+    for (name, text) in sources(&["src", "maps", "tools", "benches"]) {
         complaints.extend(library_complaints(&name, &text));
     }
     assert!(complaints.is_empty(), "{}", complaints.join("\n"));
