@@ -408,6 +408,11 @@ async fn run(
         let refusal = Frame::error(ExitCode::Unavailable, "held messages are not run");
         return send(stream, &[refusal]).await;
     }
+    if owner.spool.is_poisoned() {
+        // Nothing is attempted any more; who watched would wait for the restart.
+        let text = "the journal is poisoned: nothing is attempted until a restart";
+        return send(stream, &[Frame::error(ExitCode::TempFail, text)]).await;
+    }
     if !is_watched {
         if selection.is_all() {
             owner.queue.run_now(|_| true);

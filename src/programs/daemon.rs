@@ -85,6 +85,15 @@ enum End {
     Poisoned,
 }
 
+impl From<Order> for End {
+    fn from(order: Order) -> Self {
+        match order {
+            Order::Shutdown => Self::Stopped,
+            Order::Restart => Self::Restart,
+        }
+    }
+}
+
 /// Why it did not start.
 #[derive(Debug, thiserror::Error)]
 enum DaemonError {
@@ -386,15 +395,12 @@ impl Daemon<'_> {
                     Heard::Alarm => { owned.queue.run_now(|_| true); }
                     Heard::Dump => dump_state(self.system),
                 },
-                Some(order) = ordered.recv() => break match order {
-                    Order::Shutdown => End::Stopped,
-                    Order::Restart => End::Restart,
-                },
+                Some(order) = ordered.recv() => break order.into(),
                 Ok(_) = ended.wait_for(|ended| *ended) => break End::Poisoned,
                 () = wait_for_end(&mut client_ended) => break End::Poisoned,
             }
         };
-        self.tell_end(end, &mut signals).await;
+        let end = self.tell_end(end, &mut signals, &mut ordered).await;
         let _ = stop.send(());
         if let Some(smtp) = smtp {
             // It ends within its own limits; a panic there ended the process.
@@ -540,30 +546,44 @@ impl Daemon<'_> {
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
 
-    /// Logs why it ends. A poisoned daemon in the background stays, refusing mail, until it may start again.
-    async fn tell_end(&self, end: End, signals: &mut Signals) {
+    /// Logs why it ends, and gives how. A poisoned daemon in the background stays, refusing mail, until it may start
+    /// again, or until it is told to stop or to start again at once.
+    async fn tell_end(
+        &self,
+        mut end: End,
+        signals: &mut Signals,
+        ordered: &mut mpsc::Receiver<Order>,
+    ) -> End {
         let maillog = &self.system.maillog;
+        if end == End::Poisoned {
+            let text = "the journal is poisoned: no mail is accepted until a restart";
+            maillog.write(Severity::Alert, 0, QueueId::None, text);
+            if self.plan.place == Place::Background {
+                tokio::select! {
+                    () = tokio::time::sleep(pause_before_restart(self.system)) => {}
+                    told = signals.end() => end = told,
+                    Some(order) = ordered.recv() => end = order.into(),
+                }
+            }
+        }
         match end {
+            End::Poisoned => {}
             End::Stopped => maillog.daemon_stopping("signal"),
             End::Restart => {
                 let name = self.plan.command_line.first().cloned().unwrap_or_default();
                 let text = format!("restarting {} due to signal", name.to_string_lossy());
                 maillog.write(Severity::Info, 0, QueueId::Omitted, &text);
             }
-            End::Poisoned => {
-                let text = "the journal is poisoned: no mail is accepted until a restart";
-                maillog.write(Severity::Alert, 0, QueueId::None, text);
-                let since = self.system.clock.monotonic();
-                let rest = RESTART_INTERVAL_MIN.saturating_sub(since);
-                if self.plan.place == Place::Background {
-                    tokio::select! {
-                        () = tokio::time::sleep(rest) => {}
-                        _ = signals.end() => {}
-                    }
-                }
-            }
         }
+        end
     }
+}
+
+/// How long a poisoned daemon waits before it starts again: until a [`RESTART_INTERVAL_MIN`] after its own start, so
+/// that a disk that fails at once has it start once a minute, and one that failed after days has it start now.
+fn pause_before_restart(system: &System) -> Duration {
+    // The clock's origin is this process image's start.
+    RESTART_INTERVAL_MIN.saturating_sub(system.clock.monotonic())
 }
 
 async fn wait_for_end(ended: &mut Option<watch::Receiver<bool>>) {

@@ -30,13 +30,22 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(2);
 
 /// Looks again until `condition` gives something; panics with `what` at the deadline.
-pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    wait_within(DEADLINE, what, condition)
+}
+
+/// As [`wait_for`], with a deadline of its own.
+pub fn wait_within<T>(
+    deadline: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Option<T>,
+) -> T {
     let start = now();
     loop {
         if let Some(found) = condition() {
             return found;
         }
-        assert!(start.elapsed() < DEADLINE, "in vain waited for: {what}");
+        assert!(start.elapsed() < deadline, "in vain waited for: {what}");
         std::thread::sleep(POLL);
     }
 }
@@ -129,6 +138,39 @@ impl Sandbox {
         let output = self.run("mailq", &[], "");
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Starts the daemon in the background, which returns when it listens, and gives a handle that ends it.
+    pub fn start_in_background(&self, arguments: &[&str]) -> Background {
+        let status = self
+            .command("sendmail")
+            .args(["-bd", "-O", "DaemonPortOptions=Port=0"])
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success(), "-bd ended with {status}");
+        self.background()
+    }
+
+    /// The daemon that the pid file names.
+    pub fn background(&self) -> Background {
+        Background {
+            pid: self.pid_in("run/sendmail.pid"),
+        }
+    }
+
+    /// The process id in the first line of a file.
+    pub fn pid_in(&self, name: &str) -> i32 {
+        let text = self.text(name);
+        text.lines().next().unwrap().parse().unwrap()
+    }
+
+    /// Where the running daemon says that it listens.
+    pub fn address(&self) -> SocketAddr {
+        let addresses = self.path().join("run/smtp");
+        wait_for("run/smtp of the daemon", || first_address(&addresses))
     }
 
     /// Starts `sendmail` and waits for nothing.
@@ -242,6 +284,45 @@ impl Drop for Daemon {
         if matches!(self.child.try_wait(), Ok(None)) {
             let _ = self.child.kill();
             let _ = self.child.wait();
+        }
+    }
+}
+
+/// A daemon that is not this process's child.
+pub struct Background {
+    pid: i32,
+}
+
+impl Background {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        u32::try_from(self.pid).unwrap()
+    }
+
+    /// Whether the process is there and no zombie.
+    pub fn is_running(&self) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid));
+        status.is_ok_and(|text| !text.contains("\nState:\tZ"))
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid), signal).unwrap();
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(self) {
+        self.signal(Signal::SIGTERM);
+        wait_for("the end of the background daemon", || {
+            (!self.is_running()).then_some(())
+        });
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if self.is_running() {
+            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         }
     }
 }
