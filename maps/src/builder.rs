@@ -5,9 +5,9 @@
 //! disk; nothing else does. Limits: 2^32 entries, and those of the record body (16 GiB, items below 1 GiB).
 
 use crate::direct::check_written;
-use crate::publish::{self, PublishError, PublishOptions, Published};
+use crate::publish::{self, Locking, PublishError, PublishOptions, Published};
 use crate::records::{self, Entries};
-use crate::{Map, MapError, MapKind, bdb, cdb};
+use crate::{Map, MapError, MapKind, bdb, cdb, fixed, lmdb_file, redb_file};
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
@@ -70,6 +70,12 @@ impl MapBuilder {
                 "maps of this class are not built",
             ));
         }
+        if policy == DuplicatePolicy::KeepAll && !kind.keeps_duplicates() {
+            return Err(MapError::unsupported(
+                Path::new(kind.name()),
+                "maps of this class hold one value a key",
+            ));
+        }
         Ok(Self {
             kind,
             policy,
@@ -121,8 +127,11 @@ impl MapBuilder {
     /// Adds an entry; a key that is there already is treated by the policy.
     ///
     /// # Errors
-    /// [`MapError::Unsupported`] at a limit of the header.
+    /// [`MapError::Unsupported`] at a limit of the header, and for a key that maps of the class cannot hold.
     pub fn insert(&mut self, key: &[u8], value: &[u8]) -> Result<Inserted, MapError> {
+        if let Some(reason) = self.kind.refusal_of(key) {
+            return Err(MapError::unsupported(Path::new(self.kind.name()), reason));
+        }
         if self.policy == DuplicatePolicy::KeepAll {
             let place = self.append(key, value)?;
             self.places.push(place);
@@ -215,8 +224,12 @@ impl MapBuilder {
         dest: &Path,
         options: &PublishOptions,
     ) -> Result<Published, PublishError> {
-        let keys = publish::publish(dest, options, |file| {
-            let keys = self.write(file).map_err(|source| PublishError::Io {
+        let locking = match self.kind.has_record_lock() {
+            true => Locking::FlockAndRecord,
+            false => Locking::Flock,
+        };
+        let keys = publish::publish(dest, options, locking, |file, path| {
+            let keys = self.write(file, path).map_err(|source| PublishError::Io {
                 path: dest.to_path_buf(),
                 operation: "write",
                 source,
@@ -231,7 +244,7 @@ impl MapBuilder {
     }
 
     /// Writes the file in the format of its kind; answers the number of keys.
-    fn write(&self, file: &File) -> io::Result<u64> {
+    fn write(&self, file: &File, path: &Path) -> io::Result<u64> {
         let entries = Entries {
             body: &self.body,
             places: &self.places,
@@ -241,6 +254,9 @@ impl MapBuilder {
             MapKind::Hash => bdb::write_hash(file, &entries).map(u64::from),
             MapKind::Btree => bdb::write_btree(file, &entries).map(u64::from),
             MapKind::Cdb => cdb::write_cdb(file, &entries),
+            MapKind::Lmdb => lmdb_file::write_lmdb(path, &entries),
+            MapKind::Redb => redb_file::write_redb(file, &entries),
+            MapKind::Fixed => fixed::write_fixed(path, file, &entries),
             MapKind::Text => Err(io::ErrorKind::Unsupported.into()),
         }
     }

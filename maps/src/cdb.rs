@@ -219,10 +219,45 @@ impl<S: RandomAccess> CdbFile<S> {
         })
     }
 
+    /// Hash and position of every record a lookup can find, in order of positions.
+    fn reachable(&self) -> Result<Vec<(u64, u32)>, MapError> {
+        let mut records = Vec::new();
+        for (number, table) in (0_u32..).zip(&self.tables) {
+            if table.slots == 0 {
+                continue;
+            }
+            let bytes = self.bytes(table.position, table.slots * SLOT_LEN)?;
+            let slots = bytes.as_chunks::<8>().0;
+            // How many slots before this one are taken: a search that begins further back never comes here.
+            let mut taken = slots
+                .iter()
+                .rev()
+                .take_while(|slot| pair_of(**slot).1 != 0)
+                .count() as u64;
+            for (index, slot) in (0_u64..).zip(slots) {
+                let (hash, position) = pair_of(*slot);
+                if position == 0 {
+                    taken = 0;
+                    continue;
+                }
+                let home = u64::from(hash >> 8) % table.slots;
+                let distance = (index + table.slots - home) % table.slots;
+                if hash & 0xFF != number || distance > taken {
+                    return Err(self.damaged(table.position, "a slot in the wrong place"));
+                }
+                records.push((u64::from(position), hash));
+                taken += 1;
+            }
+        }
+        records.sort_unstable();
+        Ok(records)
+    }
+
     /// Calls `f` with every pair in the order of the file, and proves the file sound on the way (unless `f` breaks).
     pub(crate) fn each(&self, f: &mut PairVisitor<'_>) -> Result<(), MapError> {
+        let reachable = self.reachable()?;
+        let mut wanted = reachable.iter();
         let mut at = HEADER_LEN as u64;
-        let mut records = 0_u64;
         while at < self.records_end {
             let (key_len, value_len) = self.lengths(at)?;
             let record = self.bytes(at + RECORD_HEADER_LEN, key_len + value_len)?;
@@ -230,40 +265,22 @@ impl<S: RandomAccess> CdbFile<S> {
             let (key, value) = record
                 .split_at_checked(key_len)
                 .ok_or_else(|| self.damaged(at, "a malformed record"))?;
-            let hash = cdb_hash(key);
-            let found = self.probe(hash, &mut |there, position| {
-                Ok((there == hash && position == at).then_some(()))
-            })?;
-            if found.is_none() {
+            if wanted.next() != Some(&(at, cdb_hash(key))) {
                 return Err(self.damaged(at, "no table leads to this record"));
             }
             if f(key, value).is_break() {
                 return Ok(());
             }
-            records += 1;
             at += RECORD_HEADER_LEN + record.len() as u64;
         }
-        let mut slots = 0_u64;
-        for table in self.tables.iter().filter(|table| table.slots > 0) {
-            let bytes = self.bytes(table.position, table.slots * SLOT_LEN)?;
-            let used = bytes
-                .as_chunks::<8>()
-                .0
-                .iter()
-                .filter(|slot| pair_of(**slot).1 != 0);
-            slots += used.count() as u64;
+        match wanted.next() {
+            None => Ok(()),
+            Some((position, _)) => Err(self.damaged(*position, "a table leads to no record")),
         }
-        if slots != records {
-            return Err(self.damaged(
-                self.records_end,
-                &format!("the tables hold {slots} entries, there are {records} records"),
-            ));
-        }
-        Ok(())
     }
 }
 
-/// Writes the whole file; answers the number of entries.
+/// Writes the whole file; answers the number of different keys.
 pub(crate) fn write_cdb(file: &File, entries: &Entries<'_>) -> io::Result<u64> {
     let full = || {
         io::Error::new(
@@ -293,8 +310,9 @@ pub(crate) fn write_cdb(file: &File, entries: &Entries<'_>) -> io::Result<u64> {
         counts[(hash & 0xFF) as usize] += 1;
         slots.push((hash, position));
     }
-    // In order of their tables, and within one in order of insertion: the first of several values is met first.
-    slots.sort_by_key(|(hash, _)| hash & 0xFF);
+    // In order of their tables; equal hashes together in order of insertion, so that of several values the first is
+    // met first, and each is placed after the one before without searching from its home again.
+    slots.sort_by_key(|(hash, _)| (hash & 0xFF, *hash));
     let mut header = [0; HEADER_LEN];
     let mut rest = slots.as_slice();
     let mut table = Vec::new();
@@ -305,19 +323,24 @@ pub(crate) fn write_cdb(file: &File, entries: &Entries<'_>) -> io::Result<u64> {
         *place = pair(u32::try_from(at).map_err(|_| full())?, count * 2);
         table.clear();
         table.resize(len, [0; 8]);
+        let mut last = None;
         for &(hash, position) in mine {
-            let mut slot = (hash >> 8) as usize % len;
+            let mut slot = match last {
+                Some((before, slot)) if before == hash => slot,
+                _ => (hash >> 8) as usize % len,
+            };
             while table[slot] != [0; 8] {
                 slot = (slot + 1) % len;
             }
             table[slot] = pair(hash, position);
+            last = Some((hash, slot));
         }
         out.write_all(table.as_flattened())?;
         at += len as u64 * SLOT_LEN;
     }
     out.flush()?;
     file.write_all_at(&header, 0)?;
-    Ok(slots.len() as u64)
+    Ok(entries.keys())
 }
 
 #[cfg(test)]
@@ -338,7 +361,10 @@ mod tests {
             places: &places,
             duplicates: true,
         };
-        assert_eq!(write_cdb(&file, &entries).unwrap(), pairs.len() as u64);
+        let mut keys: Vec<&[u8]> = pairs.iter().map(|(key, _)| *key).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(write_cdb(&file, &entries).unwrap(), keys.len() as u64);
         let len = RandomAccess::len(&file).unwrap();
         file.bytes(0, usize::try_from(len).unwrap())
             .unwrap()

@@ -8,12 +8,14 @@
 
 use crate::bdb::BdbFile;
 use crate::cdb::CdbFile;
+use crate::fixed::load_fixed;
+use crate::lmdb_file::LmdbFile;
 use crate::load::{Emptiness, FILE_BYTES_MAX, open_locked};
 use crate::random_access::RandomAccess;
-use crate::{Map, MapError, MapKind, PairVisitor, Stamp};
+use crate::redb_file::load_redb;
+use crate::{Map, MapError, MapKind, PairVisitor, Snapshot, Stamp};
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +24,12 @@ use std::time::Duration;
 pub(crate) enum MapFile<S> {
     Bdb(Box<BdbFile<S>>),
     Cdb(Box<CdbFile<S>>),
+    Lmdb(Box<LmdbFile<S>>),
+    /// Kinds whose file is checked whole before anything is believed.
+    Whole {
+        kind: MapKind,
+        table: Box<Snapshot>,
+    },
 }
 
 impl<S: RandomAccess> MapFile<S> {
@@ -40,6 +48,18 @@ impl<S: RandomAccess> MapFile<S> {
                 BdbFile::new(source, path).map(|file| Self::Bdb(Box::new(file)))
             }
             MapKind::Cdb => CdbFile::open(source, path).map(|file| Self::Cdb(Box::new(file))),
+            MapKind::Lmdb => LmdbFile::open(source, path).map(|file| Self::Lmdb(Box::new(file))),
+            MapKind::Redb | MapKind::Fixed => {
+                let bytes = whole(&source, path)?;
+                let table = match kind {
+                    MapKind::Redb => load_redb(path, &bytes, Stamp::default())?,
+                    _ => load_fixed(path, bytes.into_owned(), Stamp::default())?,
+                };
+                Ok(Self::Whole {
+                    kind,
+                    table: Box::new(table),
+                })
+            }
             MapKind::Text => Err(MapError::damaged(path, "not a map file of any known kind")),
         }
     }
@@ -48,6 +68,8 @@ impl<S: RandomAccess> MapFile<S> {
         match self {
             Self::Bdb(file) => file.lookup(key),
             Self::Cdb(file) => file.lookup(key),
+            Self::Lmdb(file) => file.lookup(key),
+            Self::Whole { table, .. } => Ok(table.get(key).map(<[u8]>::to_vec)),
         }
     }
 
@@ -55,6 +77,8 @@ impl<S: RandomAccess> MapFile<S> {
         match self {
             Self::Bdb(file) => file.each(f),
             Self::Cdb(file) => file.each(f),
+            Self::Lmdb(file) => file.each(f),
+            Self::Whole { table, .. } => table.each(f),
         }
     }
 
@@ -62,6 +86,8 @@ impl<S: RandomAccess> MapFile<S> {
         match self {
             Self::Bdb(file) => file.kind(),
             Self::Cdb(_) => MapKind::Cdb,
+            Self::Lmdb(_) => MapKind::Lmdb,
+            Self::Whole { kind, .. } => *kind,
         }
     }
 
@@ -69,6 +95,7 @@ impl<S: RandomAccess> MapFile<S> {
         match self {
             Self::Bdb(file) => file.allows_duplicates(),
             Self::Cdb(_) => true,
+            Self::Lmdb(_) | Self::Whole { .. } => false,
         }
     }
 }
@@ -106,16 +133,6 @@ impl DirectMap {
     pub fn allows_duplicates(&self) -> bool {
         self.opened.allows_duplicates()
     }
-
-    fn whole(&self) -> Result<Vec<u8>, MapError> {
-        let mut bytes = Vec::new();
-        let mut reader = &*self.file;
-        reader
-            .seek(SeekFrom::Start(0))
-            .and_then(|_| reader.take(FILE_BYTES_MAX).read_to_end(&mut bytes))
-            .map_err(|error| MapError::open(&self.path, &error))?;
-        Ok(bytes)
-    }
 }
 
 impl Map for DirectMap {
@@ -124,13 +141,26 @@ impl Map for DirectMap {
     }
 
     fn each(&self, f: &mut PairVisitor<'_>) -> Result<(), MapError> {
+        if let MapFile::Whole { table, .. } = &self.opened {
+            return table.each(f);
+        }
         // One read of the whole file beats one per page; the lock keeps it in one state.
-        let bytes = self.whole()?;
-        MapFile::open(bytes.as_slice(), self.kind(), &self.path)?.each(f)
+        let bytes = whole(&self.file, &self.path)?;
+        MapFile::open(&*bytes, self.kind(), &self.path)?.each(f)
     }
 
     fn stamp(&self) -> Stamp {
         self.stamp
+    }
+}
+
+/// All bytes of a source, which `FILE_BYTES_MAX` bounds.
+fn whole<'s, S: RandomAccess>(source: &'s S, path: &Path) -> Result<Cow<'s, [u8]>, MapError> {
+    let failed = |error| MapError::open(path, &error);
+    let len = source.len().map_err(failed)?;
+    match usize::try_from(len) {
+        Ok(short) if len <= FILE_BYTES_MAX => source.bytes(0, short).map_err(failed),
+        _ => Err(MapError::unsupported(path, "the file is larger than 8 GiB")),
     }
 }
 

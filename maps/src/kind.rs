@@ -6,7 +6,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use crate::{SpecError, bdb, cdb};
+use crate::{SpecError, bdb, cdb, fixed, lmdb_file as lmdb, redb_file};
 use std::path::{Path, PathBuf};
 
 /// The kinds of map that are built in.
@@ -18,21 +18,34 @@ pub enum MapKind {
     Btree,
     /// Constant database, NAME.cdb.
     Cdb,
+    /// LMDB file without a lock file, NAME.lmdb.
+    Lmdb,
+    /// redb file, NAME.redb.
+    Redb,
+    /// Our own constant file, NAME.fix.
+    Fixed,
     /// Plain text, one pair a line or columns.
     Text,
 }
 
 /// Class names of Sendmail's that we know and do not build in, so that "not built in" can be told from a typing error.
-const NOT_BUILT_IN: [&str; 33] = [
-    "arith", "arpa", "bestmx", "bogus", "dbm", "dequote", "dns", "dprintf", "dummy", "fixed",
-    "hesiod", "host", "implicit", "ldap", "ldapx", "lmdb", "macro", "netinfo", "nis", "nisplus",
-    "nsd", "null", "ph", "program", "redb", "regex", "sequence", "socket", "stab", "switch",
-    "syslog", "user", "userdb",
+const NOT_BUILT_IN: [&str; 30] = [
+    "arith", "arpa", "bestmx", "bogus", "dbm", "dequote", "dns", "dprintf", "dummy", "hesiod",
+    "host", "implicit", "ldap", "ldapx", "macro", "netinfo", "nis", "nisplus", "nsd", "null", "ph",
+    "program", "regex", "sequence", "socket", "stab", "switch", "syslog", "user", "userdb",
 ];
 
 impl MapKind {
     /// Every kind, in the order in which programs list them.
-    pub const ALL: [Self; 4] = [Self::Hash, Self::Btree, Self::Cdb, Self::Text];
+    pub const ALL: [Self; 7] = [
+        Self::Hash,
+        Self::Btree,
+        Self::Cdb,
+        Self::Lmdb,
+        Self::Redb,
+        Self::Fixed,
+        Self::Text,
+    ];
 
     /// Bytes from a file's start that [`MapKind::of_content`] looks at, at most.
     pub const HEAD_LEN: usize = cdb::HEADER_LEN;
@@ -43,6 +56,9 @@ impl MapKind {
             Self::Hash => "hash",
             Self::Btree => "btree",
             Self::Cdb => "cdb",
+            Self::Lmdb => "lmdb",
+            Self::Redb => "redb",
+            Self::Fixed => "fixed",
             Self::Text => "text",
         }
     }
@@ -64,7 +80,19 @@ impl MapKind {
     /// The kind of a file by its first bytes, [`MapKind::HEAD_LEN`] of them where there are so many, and its length.
     /// `None`: none of ours, or text, which has no mark.
     pub fn of_content(head: &[u8], len: u64) -> Option<Self> {
-        bdb::kind_of(head).or_else(|| cdb::is_cdb(head, len).then_some(Self::Cdb))
+        if let Some(kind) = bdb::kind_of(head) {
+            return Some(kind);
+        }
+        if lmdb::is_lmdb(head) {
+            return Some(Self::Lmdb);
+        }
+        if redb_file::is_redb(head) {
+            return Some(Self::Redb);
+        }
+        if fixed::is_fixed(head) {
+            return Some(Self::Fixed);
+        }
+        cdb::is_cdb(head, len).then_some(Self::Cdb)
     }
 
     /// Whether `makemap` can write this kind.
@@ -74,7 +102,14 @@ impl MapKind {
 
     /// The kinds `makemap` can write, in the order it lists them.
     pub fn writable() -> &'static [Self] {
-        &[Self::Hash, Self::Btree, Self::Cdb]
+        &[
+            Self::Hash,
+            Self::Btree,
+            Self::Cdb,
+            Self::Lmdb,
+            Self::Redb,
+            Self::Fixed,
+        ]
     }
 
     /// Whether a file of this kind can hold several values for one key.
@@ -82,11 +117,26 @@ impl MapKind {
         matches!(self, Self::Hash | Self::Btree | Self::Cdb | Self::Text)
     }
 
+    /// Whether programs that use a file of this kind lock it with fcntl, beside flock.
+    pub(crate) fn has_record_lock(self) -> bool {
+        matches!(self, Self::Lmdb | Self::Redb)
+    }
+
+    /// Why an entry cannot be stored in a file of this kind, if so.
+    pub fn refusal_of(self, key: &[u8]) -> Option<String> {
+        let max = lmdb::KEY_BYTES_MAX;
+        (self == Self::Lmdb && !(1..=max).contains(&key.len()))
+            .then(|| format!("a key of {} bytes: lmdb takes 1 to {max}", key.len()))
+    }
+
     /// What the file's name ends with, added unless it is there already; empty for plain text.
     pub fn suffix(self) -> &'static str {
         match self {
             Self::Hash | Self::Btree => ".db",
             Self::Cdb => ".cdb",
+            Self::Lmdb => ".lmdb",
+            Self::Redb => ".redb",
+            Self::Fixed => ".fix",
             Self::Text => "",
         }
     }

@@ -21,13 +21,17 @@ pub mod builder;
 mod cdb;
 mod direct;
 mod error;
+mod fixed;
 mod handle;
 mod kind;
+mod lmdb_file;
 mod load;
+mod lock;
 mod patience;
 mod publish;
 mod random_access;
 mod records;
+mod redb_file;
 mod snapshot;
 pub mod source;
 mod spec;
@@ -50,6 +54,7 @@ pub use spec::{MapSpec, NulRule, SpecError, TextColumns};
 /// The limits of this crate, each defined where it binds.
 pub mod limits {
     pub use crate::alias::SOURCE_BYTES_MAX as ALIAS_SOURCE_BYTES_MAX;
+    pub use crate::lmdb_file::KEY_BYTES_MAX as LMDB_KEY_BYTES_MAX;
     pub use crate::load::{ATTEMPTS_MAX as READ_ATTEMPTS_MAX, FILE_BYTES_MAX};
     pub use crate::records::{BODY_BYTES_MAX, ITEM_BYTES_MAX};
     pub use crate::snapshot::ENTRIES_MAX;

@@ -10,13 +10,16 @@
 #![deny(clippy::indexing_slicing)]
 
 use crate::direct::MapFile;
+use crate::fixed::{load_fixed, map_fixed};
+use crate::lock::{self, Mode};
 use crate::patience::Patience;
+use crate::redb_file::load_redb;
 use crate::spec::TextColumns;
 use crate::{MapError, MapKind, Snapshot, SnapshotBuilder, text};
-use std::fs::{File, Metadata, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::ops::ControlFlow;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,6 +27,9 @@ use std::time::Duration;
 pub const FILE_BYTES_MAX: u64 = 8 << 30;
 /// How often a file that changes while it is read is read again.
 pub const ATTEMPTS_MAX: u32 = 16;
+
+/// Bytes that tell a file whose users take record locks from others.
+const RECORD_HEAD_LEN: usize = 32;
 
 /// What identifies one state of a map file: any rebuild, in place or by rename, changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -92,7 +98,18 @@ pub fn load(kind: MapKind, path: &Path, options: &LoadOptions) -> Result<Snapsho
         let (columns, folds_keys) = (&options.columns, options.folds_text_keys);
         return text::load(path, &bytes, columns, folds_keys, stamp);
     }
+    if kind == MapKind::Fixed {
+        let (file, stamp) = open_locked(path, options.lock_wait, Emptiness::BeingCreated)?;
+        if let Some(table) = map_fixed(path, &file, stamp)? {
+            return Ok(table);
+        }
+    }
     let (bytes, stamp) = read_locked(path, options.lock_wait, Emptiness::BeingCreated)?;
+    match MapKind::of_content(&bytes, bytes.len() as u64) {
+        Some(MapKind::Fixed) => return load_fixed(path, bytes, stamp),
+        Some(MapKind::Redb) => return load_redb(path, &bytes, stamp),
+        _ => {}
+    }
     // By the content, not by the class: a btree file named by a hash map is read all the same.
     let file = MapFile::open(bytes.as_slice(), kind, path)?;
     let mut builder = SnapshotBuilder::new(path, bytes.len() / 64, bytes.len());
@@ -155,24 +172,24 @@ pub(crate) fn open_locked(
     let mut patience = Patience::new(wait);
     loop {
         let (file, _) = open_file(path)?;
-        let trouble = match file.try_lock_shared() {
-            Ok(()) => {
-                let meta = file
-                    .metadata()
-                    .map_err(|error| MapError::open(path, &error))?;
-                let stamp = Stamp::of(&meta);
-                // While we waited, the name may have been given to a newer file.
-                let named = Stamp::of_path(path).map_err(|error| MapError::open(path, &error))?;
-                if (named.device, named.inode) != (stamp.device, stamp.inode) {
-                    "the file is replaced again and again"
-                } else if stamp.size_bytes == 0 && empty == Emptiness::BeingCreated {
-                    "the file is empty: somebody is creating it, or a build was broken off"
-                } else {
-                    return Ok((file, stamp));
-                }
+        let failed = |error| MapError::open(path, &error);
+        let is_locked = lock::try_flock(&file, Mode::Shared).map_err(failed)?
+            && (empty == Emptiness::Allowed
+                || !has_record_lock(&file).map_err(failed)?
+                || lock::try_record(&file, Mode::Shared).map_err(failed)?);
+        let trouble = if is_locked {
+            let stamp = Stamp::of(&file.metadata().map_err(failed)?);
+            // While we waited, the name may have been given to a newer file.
+            let named = Stamp::of_path(path).map_err(failed)?;
+            if (named.device, named.inode) != (stamp.device, stamp.inode) {
+                "the file is replaced again and again"
+            } else if stamp.size_bytes == 0 && empty == Emptiness::BeingCreated {
+                "the file is empty: somebody is creating it, or a build was broken off"
+            } else {
+                return Ok((file, stamp));
             }
-            Err(TryLockError::WouldBlock) => "another program is rebuilding the file",
-            Err(TryLockError::Error(error)) => return Err(MapError::open(path, &error)),
+        } else {
+            "another program is rebuilding the file"
         };
         drop(file);
         if !patience.wait() {
@@ -180,6 +197,14 @@ pub(crate) fn open_locked(
             return Err(MapError::locked(path, waited));
         }
     }
+}
+
+/// Whether the file is of a kind whose users lock it with fcntl as well.
+fn has_record_lock(file: &File) -> io::Result<bool> {
+    let mut head = [0; RECORD_HEAD_LEN];
+    let len = file.read_at(&mut head, 0)?;
+    let head = head.get(..len).unwrap_or(&[]);
+    Ok(MapKind::of_content(head, len as u64).is_some_and(MapKind::has_record_lock))
 }
 
 /// The bytes of a file in one consistent state, and the stamp of that state.

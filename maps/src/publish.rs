@@ -7,9 +7,10 @@
 //!
 //! Blocks: on disk, and up to [`PublishOptions::lock_wait`] on the old file's lock.
 
+use crate::lock::{self, Mode};
 use crate::patience::Patience;
 use crate::{MapError, io_text};
-use std::fs::{File, OpenOptions, Permissions, TryLockError};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -113,7 +114,16 @@ impl Drop for Temporary {
     }
 }
 
-/// Writes a file by `write` and puts it in the place of `dest`.
+/// How programs that share a map lock its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Locking {
+    /// With flock(2).
+    Flock,
+    /// With flock(2) or with fcntl(2).
+    FlockAndRecord,
+}
+
+/// Writes a file by `write`, which is given it and its name, and puts it in the place of `dest`.
 ///
 /// # Errors
 /// [`PublishError`]; `dest` is then untouched, unless only the directory's sync failed, which is said.
@@ -123,7 +133,8 @@ impl Drop for Temporary {
 pub(crate) fn publish<T>(
     dest: &Path,
     options: &PublishOptions,
-    write: impl FnOnce(&File) -> Result<T, PublishError>,
+    locking: Locking,
+    write: impl FnOnce(&File, &Path) -> Result<T, PublishError>,
 ) -> Result<T, PublishError> {
     let fail = |operation: &'static str, path: &Path| {
         let path = path.to_path_buf();
@@ -136,8 +147,8 @@ pub(crate) fn publish<T>(
     let followed = check_place(dest, options)?;
     let dest = followed.as_path();
     let (file, mut temporary) = create_temporary(dest)?;
-    let old = lock_old(dest, options.lock_wait)?;
-    let result = write(&file)?;
+    let old = lock_old(dest, options.lock_wait, locking)?;
+    let result = write(&file, &temporary.path)?;
     let path = &temporary.path;
     let mode = match &old {
         Some(old) => {
@@ -239,7 +250,7 @@ fn create_temporary(dest: &Path) -> Result<(File, Temporary), PublishError> {
 }
 
 /// Takes the exclusive lock of the file `dest` names, if there is one.
-fn lock_old(dest: &Path, wait: Duration) -> Result<Option<File>, PublishError> {
+fn lock_old(dest: &Path, wait: Duration, locking: Locking) -> Result<Option<File>, PublishError> {
     let fail = |operation: &'static str| {
         let path = dest.to_path_buf();
         move |source| PublishError::Io {
@@ -250,23 +261,26 @@ fn lock_old(dest: &Path, wait: Duration) -> Result<Option<File>, PublishError> {
     };
     let mut patience = Patience::new(wait);
     for _ in 0..REPLACED_MAX {
-        let file = match File::open(dest) {
+        let has_record = locking == Locking::FlockAndRecord;
+        let opened = OpenOptions::new().read(true).write(has_record).open(dest);
+        let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(fail("open")(error)),
         };
         loop {
-            match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::Error(error)) => return Err(fail("lock")(error)),
-                Err(TryLockError::WouldBlock) if patience.wait() => {}
-                Err(TryLockError::WouldBlock) => {
-                    let detail = format!(
-                        "another program uses the map (waited {} ms)",
-                        wait.as_millis()
-                    );
-                    return Err(MapError::locked(dest, detail).into());
-                }
+            let is_locked = lock::try_flock(&file, Mode::Exclusive).map_err(fail("lock"))?
+                && (!has_record
+                    || lock::try_record(&file, Mode::Exclusive).map_err(fail("lock"))?);
+            if is_locked {
+                break;
+            }
+            if !patience.wait() {
+                let detail = format!(
+                    "another program uses the map (waited {} ms)",
+                    wait.as_millis()
+                );
+                return Err(MapError::locked(dest, detail).into());
             }
         }
         let locked = file.metadata().map_err(fail("stat"))?;
@@ -301,7 +315,7 @@ mod tests {
     use std::io::Write;
 
     fn put(dest: &Path, text: &str, options: &PublishOptions) -> Result<(), PublishError> {
-        publish(dest, options, |mut file| {
+        publish(dest, options, Locking::Flock, |mut file, _| {
             file.write_all(text.as_bytes())
                 .map_err(|source| PublishError::Io {
                     path: dest.to_path_buf(),
@@ -338,10 +352,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dest = dir.path().join("m.db");
         put(&dest, "old", &PublishOptions::default()).unwrap();
-        let failed: Result<(), _> = publish(&dest, &PublishOptions::default(), |mut file| {
-            file.write_all(b"half").unwrap();
-            Err(MapError::damaged(&dest, "on purpose").into())
-        });
+        let failed: Result<(), _> = publish(
+            &dest,
+            &PublishOptions::default(),
+            Locking::Flock,
+            |mut file, _| {
+                file.write_all(b"half").unwrap();
+                Err(MapError::damaged(&dest, "on purpose").into())
+            },
+        );
         assert!(failed.is_err());
         assert_eq!(std::fs::read_to_string(&dest).unwrap(), "old");
         assert_eq!(names(dir.path()), ["m.db"]);

@@ -90,6 +90,45 @@ impl<'a> Entries<'a> {
     pub(crate) fn get(&self, place: u32) -> (&'a [u8], &'a [u8]) {
         read(self.body, place).unwrap_or((&[], &[]))
     }
+
+    /// Number of different keys.
+    pub(crate) fn keys(&self) -> u64 {
+        if !self.duplicates {
+            return self.places.len() as u64;
+        }
+        let order = self.sorted();
+        let key = |at: &(u64, u32)| self.get(at.1).0;
+        let repeated = order.windows(2).filter(|pair| match pair {
+            [a, b] => key(a) == key(b),
+            _ => false,
+        });
+        (order.len() - repeated.count()) as u64
+    }
+
+    /// Places in order of keys (bytewise, a prefix first), equal keys in order of insertion, with the first 8 bytes of
+    /// each key beside it.
+    pub(crate) fn sorted(&self) -> Vec<(u64, u32)> {
+        let mut order: Vec<(u64, u32)> = self
+            .places
+            .iter()
+            .map(|&place| (prefix(self.get(place).0), place))
+            .collect();
+        order.sort_unstable_by(|a, b| {
+            a.0.cmp(&b.0)
+                .then_with(|| self.get(a.1).0.cmp(self.get(b.1).0))
+                .then(a.1.cmp(&b.1))
+        });
+        order
+    }
+}
+
+/// The first 8 bytes of a key as a number that sorts as the key does; equal numbers decide nothing.
+fn prefix(key: &[u8]) -> u64 {
+    let mut bytes = [0; 8];
+    for (place, byte) in bytes.iter_mut().zip(key) {
+        *place = *byte;
+    }
+    u64::from_be_bytes(bytes)
 }
 
 /// A seeded 64-bit hash of a key, by folded 64 x 64 bit multiplications.

@@ -17,6 +17,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
+use crate::fixed::{FixedHeader, FixedTable};
 use crate::records;
 use crate::{Map, MapError, PairVisitor, Stamp};
 use std::borrow::Cow;
@@ -25,6 +26,8 @@ use std::path::{Path, PathBuf};
 /// Most entries of one snapshot.
 pub const ENTRIES_MAX: u64 = 500_000_000;
 
+/// Bytes of a bucket: a cache line.
+pub(crate) const BUCKET_LEN: usize = 64;
 const SLOTS: usize = 10;
 const USED_AT: usize = 60;
 const SPILL_AT: usize = 61;
@@ -34,7 +37,7 @@ const FILL: usize = 7;
 /// One cache line of the table; the header of this file draws it.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Bucket([u8; 64]);
+struct Bucket([u8; BUCKET_LEN]);
 
 /// Whether the keys of a map carry the trailing NUL that Sendmail's `-N` and Postfix write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,10 +55,45 @@ pub struct Snapshot {
     path: PathBuf,
     stamp: Stamp,
     seed: u64,
-    buckets: Vec<Bucket>,
-    body: Vec<u8>,
+    table: Table,
     entries: u64,
     nul: NulStyle,
+}
+
+/// Where buckets and records lie.
+enum Table {
+    Built {
+        buckets: Vec<Bucket>,
+        body: Vec<u8>,
+    },
+    /// In a constant file (`fixed.rs`), which is mapped, or in memory where mapping it would not be safe.
+    Fixed(FixedTable),
+}
+
+impl Table {
+    #[inline]
+    fn len(&self) -> usize {
+        match self {
+            Self::Built { buckets, .. } => buckets.len(),
+            Self::Fixed(table) => table.buckets().len(),
+        }
+    }
+
+    #[inline]
+    fn line(&self, index: usize) -> Option<&[u8; BUCKET_LEN]> {
+        match self {
+            Self::Built { buckets, .. } => buckets.get(index).map(|Bucket(line)| line),
+            Self::Fixed(table) => table.buckets().get(index),
+        }
+    }
+
+    #[inline]
+    fn body(&self) -> &[u8] {
+        match self {
+            Self::Built { body, .. } => body,
+            Self::Fixed(table) => table.body(),
+        }
+    }
 }
 
 /// Collects the entries of a snapshot.
@@ -100,23 +138,68 @@ impl SnapshotBuilder {
     /// Ends the build. `stamp` is what a later change is compared with.
     pub fn finish(self, stamp: Stamp) -> Snapshot {
         let count = self.places.len();
-        let mut snapshot = Snapshot {
+        let mut placer = Placer {
+            buckets: vec![Bucket([0; BUCKET_LEN]); count.div_ceil(FILL).max(1)],
+            body: self.body,
+            entries: 0,
+        };
+        for (hash, place) in self.places {
+            placer.place(hash, place);
+        }
+        Snapshot {
             path: self.path,
             stamp,
             seed: self.seed,
-            buckets: vec![Bucket([0; 64]); count.div_ceil(FILL).max(1)],
-            body: self.body,
-            entries: 0,
+            entries: placer.entries,
+            table: Table::Built {
+                buckets: placer.buckets,
+                body: placer.body,
+            },
             nul: match self.with_nul {
                 0 => NulStyle::Without,
                 n if n == count as u64 => NulStyle::With,
                 _ => NulStyle::Mixed,
             },
-        };
-        for (hash, place) in self.places {
-            snapshot.place(hash, place);
         }
-        snapshot
+    }
+}
+
+/// A table being filled.
+struct Placer {
+    buckets: Vec<Bucket>,
+    body: Vec<u8>,
+    entries: u64,
+}
+
+impl Placer {
+    /// Puts a record where `get` will find it, unless its key is there already. Only called while building, when
+    /// there is a free slot somewhere: there are more slots than records.
+    fn place(&mut self, hash: u64, place: u32) {
+        let wanted = fingerprint(hash);
+        let key = records::read(&self.body, place).map(|(key, _)| key);
+        let mut index = home(hash, self.buckets.len());
+        for _ in 0..self.buckets.len() {
+            let next = after(index, self.buckets.len());
+            let Some(Bucket(line)) = self.buckets.get_mut(index) else {
+                return;
+            };
+            for slot in matches(line, wanted) {
+                let there = position(line, slot).and_then(|p| records::read(&self.body, p));
+                if there.map(|(key, _)| key) == key {
+                    return;
+                }
+            }
+            let used = usize::from(line.get(USED_AT).copied().unwrap_or(0));
+            if used < SLOTS {
+                put(line, used, wanted, place);
+                self.entries += 1;
+                return;
+            }
+            if let Some(spill) = line.get_mut(SPILL_AT) {
+                *spill = 1;
+            }
+            index = next;
+        }
     }
 }
 
@@ -146,11 +229,12 @@ impl Snapshot {
     pub fn get(&self, key: &[u8]) -> Option<&[u8]> {
         let hash = records::hash64(self.seed, key);
         let wanted = fingerprint(hash);
-        let mut index = self.home(hash);
-        for _ in 0..self.buckets.len() {
-            let Bucket(line) = self.buckets.get(index)?;
+        let buckets = self.table.len();
+        let mut index = home(hash, buckets);
+        for _ in 0..buckets {
+            let line = self.table.line(index)?;
             for slot in matches(line, wanted) {
-                let (found, value) = records::read(&self.body, position(line, slot)?)?;
+                let (found, value) = records::read(self.table.body(), position(line, slot)?)?;
                 if found == key {
                     return Some(value);
                 }
@@ -158,56 +242,55 @@ impl Snapshot {
             if line.get(SPILL_AT) != Some(&1) {
                 return None;
             }
-            index = self.after(index);
+            index = after(index, buckets);
         }
         None
     }
 
-    #[inline]
-    fn home(&self, hash: u64) -> usize {
-        // The high bits scaled to the number of buckets: no division, any table size.
-        let scaled = (u128::from(hash) * self.buckets.len() as u128) >> 64;
-        usize::try_from(scaled).unwrap_or(0)
-    }
-
-    #[inline]
-    fn after(&self, index: usize) -> usize {
-        if index + 1 == self.buckets.len() {
-            0
-        } else {
-            index + 1
+    /// A table that lies in a constant file.
+    pub(crate) fn of_fixed(
+        path: &Path,
+        stamp: Stamp,
+        header: FixedHeader,
+        table: FixedTable,
+    ) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            stamp,
+            seed: header.seed,
+            table: Table::Fixed(table),
+            entries: header.entries,
+            nul: header.nul,
         }
     }
 
-    /// Puts a record where `get` will find it, unless its key is there already. Only called while building, when
-    /// there is a free slot somewhere: there are more slots than records.
-    fn place(&mut self, hash: u64, place: u32) {
-        let wanted = fingerprint(hash);
-        let key = records::read(&self.body, place).map(|(key, _)| key);
-        let mut index = self.home(hash);
-        for _ in 0..self.buckets.len() {
-            let next = self.after(index);
-            let Some(Bucket(line)) = self.buckets.get_mut(index) else {
-                return;
-            };
-            for slot in matches(line, wanted) {
-                let there = position(line, slot).and_then(|p| records::read(&self.body, p));
-                if there.map(|(key, _)| key) == key {
-                    return;
-                }
-            }
-            let used = usize::from(line.get(USED_AT).copied().unwrap_or(0));
-            if used < SLOTS {
-                put(line, used, wanted, place);
-                self.entries += 1;
-                return;
-            }
-            if let Some(spill) = line.get_mut(SPILL_AT) {
-                *spill = 1;
-            }
-            index = next;
-        }
+    /// The seed of the hashes that placed the entries.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
     }
+
+    /// The table's lines, one after the other, and the records, as a constant file holds them.
+    pub(crate) fn parts(&self) -> (impl Iterator<Item = &[u8; BUCKET_LEN]>, &[u8]) {
+        let lines = (0..self.table.len()).filter_map(|index| self.table.line(index));
+        (lines, self.table.body())
+    }
+
+    /// Number of cache lines.
+    pub(crate) fn lines(&self) -> usize {
+        self.table.len()
+    }
+}
+
+/// The bucket where the search for a hash begins: its high bits scaled to the number of buckets, without a division.
+#[inline]
+fn home(hash: u64, buckets: usize) -> usize {
+    let scaled = (u128::from(hash) * buckets as u128) >> 64;
+    usize::try_from(scaled).unwrap_or(0)
+}
+
+#[inline]
+fn after(index: usize, buckets: usize) -> usize {
+    if index + 1 == buckets { 0 } else { index + 1 }
 }
 
 /// 16 bits of the hash that do not choose the bucket; never 0.
@@ -222,7 +305,7 @@ fn fingerprint(hash: u64) -> u16 {
 
 /// The used slots whose fingerprint is `wanted`, as an iterator over a bit mask.
 #[inline]
-fn matches(line: &[u8; 64], wanted: u16) -> impl Iterator<Item = usize> + use<> {
+fn matches(line: &[u8; BUCKET_LEN], wanted: u16) -> impl Iterator<Item = usize> + use<> {
     let mut mask = 0_u32;
     let (prints, _) = line.as_chunks::<2>();
     for (slot, print) in prints.iter().take(SLOTS).enumerate() {
@@ -239,12 +322,12 @@ fn matches(line: &[u8; 64], wanted: u16) -> impl Iterator<Item = usize> + use<> 
 }
 
 #[inline]
-fn position(line: &[u8; 64], slot: usize) -> Option<u32> {
+fn position(line: &[u8; BUCKET_LEN], slot: usize) -> Option<u32> {
     let (words, _) = line.as_chunks::<4>();
     words.get(5 + slot).map(|word| u32::from_le_bytes(*word))
 }
 
-fn put(line: &mut [u8; 64], slot: usize, print: u16, place: u32) {
+fn put(line: &mut [u8; BUCKET_LEN], slot: usize, print: u16, place: u32) {
     if let Some(bytes) = line.get_mut(slot * 2..slot * 2 + 2) {
         bytes.copy_from_slice(&print.to_le_bytes());
     }
@@ -262,12 +345,13 @@ impl Map for Snapshot {
     }
 
     fn each(&self, f: &mut PairVisitor<'_>) -> Result<(), MapError> {
+        let body = self.table.body();
         let mut at = 0;
-        while let Some((key, value)) = records::read(&self.body, at) {
+        while let Some((key, value)) = records::read(body, at) {
             if f(key, value).is_break() {
                 break;
             }
-            let Some(next) = records::next(&self.body, at) else {
+            let Some(next) = records::next(body, at) else {
                 break;
             };
             at = next;

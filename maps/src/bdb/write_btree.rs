@@ -22,7 +22,7 @@ const ROOT: u32 = 1;
 
 /// Writes the whole file; answers the number of different keys.
 pub(crate) fn write_btree(file: &File, entries: &Entries<'_>) -> io::Result<u32> {
-    let order = sort(entries);
+    let order = entries.sorted();
     let groups = Groups {
         entries,
         order: &order,
@@ -105,29 +105,6 @@ pub(crate) fn write_btree(file: &File, entries: &Entries<'_>) -> io::Result<u32>
         },
     )?;
     Ok(keys)
-}
-
-/// Places in order of keys, equal keys in order of insertion, with the first 8 bytes of each key beside it.
-fn sort(entries: &Entries<'_>) -> Vec<(u64, u32)> {
-    let mut order: Vec<(u64, u32)> = entries
-        .places
-        .iter()
-        .map(|&place| (prefix(entries.get(place).0), place))
-        .collect();
-    order.sort_unstable_by(|a, b| {
-        a.0.cmp(&b.0)
-            .then_with(|| entries.get(a.1).0.cmp(entries.get(b.1).0))
-            .then(a.1.cmp(&b.1))
-    });
-    order
-}
-
-/// The first 8 bytes of a key as a number that sorts as the key does; equal numbers decide nothing.
-fn prefix(key: &[u8]) -> u64 {
-    let mut bytes = [0; 8];
-    let len = key.len().min(8);
-    bytes[..len].copy_from_slice(&key[..len]);
-    u64::from_be_bytes(bytes)
 }
 
 /// The sorted entries, seen as groups of equal keys.

@@ -109,6 +109,22 @@ pub fn add_duplicates(model: &mut Model, rng: &mut Rng) {
     }
 }
 
+/// What of a model a file of this kind can hold: keys it takes, and one value a key where it keeps no more.
+pub fn fitting(kind: MapKind, model: &Model) -> Model {
+    model
+        .iter()
+        .filter(|(key, _)| kind.refusal_of(key).is_none())
+        .map(|(key, values)| {
+            let kept = if kind.keeps_duplicates() {
+                values.len()
+            } else {
+                1
+            };
+            (key.clone(), values[..kept].to_vec())
+        })
+        .collect()
+}
+
 /// Writes a model as a map file.
 pub fn write(kind: MapKind, model: &Model, path: &Path) {
     let has_duplicates = model.values().any(|values| values.len() > 1);
