@@ -17,6 +17,7 @@ mod faults;
 pub mod file_system;
 mod format;
 mod index;
+pub mod inspect;
 mod journal;
 mod keeper;
 mod lease;
@@ -130,6 +131,8 @@ pub struct RecoveryReport {
     pub remarks: Vec<String>,
     /// Whether any of the remarks is damage, not merely a torn tail.
     pub is_damaged: bool,
+    /// Those of the remarks that are.
+    pub damage: Vec<String>,
 }
 
 impl Spool {
@@ -308,6 +311,11 @@ impl Spool {
     #[must_use]
     pub fn new_id(&self) -> MessageId {
         self.inner.new_id()
+    }
+
+    /// Gives no id below this number any more: those were given by another spool whose mail has moved here (S10).
+    pub(crate) fn skip_ids(&self, next: u64) {
+        self.inner.next_id.fetch_max(next, Ordering::Relaxed);
     }
 
     /// Leases the message that has been due longest, if any is due, for `held_for`. Blocks: never.
@@ -563,6 +571,9 @@ impl RecoveryReport {
 
     fn damage(&mut self, what: String) {
         self.is_damaged = true;
+        if self.damage.len() < REMARKS_MAX {
+            self.damage.push(what.clone());
+        }
         self.remark(what);
     }
 }

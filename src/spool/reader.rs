@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::format::SegmentNumber;
 use super::index::{Index, Now};
-use super::recovery::{self, Check};
+use super::recovery::{self, Check, Recovered};
 use super::segment::{Segment, SegmentFate, open_segment, segment_name};
 use super::storage::{OsStorage, Storage};
 use super::{ContentReader, RecoveryReport, SpoolError, StoredMessage, content};
@@ -55,13 +55,18 @@ impl SpoolReader {
                     Ok(Ok((_, header, _))) if header.mark == segment.mark)
             });
             if is_same || tries == TRIES_MAX {
-                return Ok(Self {
-                    index: found.index,
-                    segments: found.segments,
-                    report: found.report,
-                    now,
-                });
+                return Ok(Self::over(found, now));
             }
+        }
+    }
+
+    /// A view of what recovery has made of the files.
+    pub(super) fn over(found: Recovered, now: Now) -> Self {
+        Self {
+            index: found.index,
+            segments: found.segments,
+            report: found.report,
+            now,
         }
     }
 

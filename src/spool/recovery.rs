@@ -29,6 +29,9 @@ use super::transaction::FrameIn;
 use super::{RecoveryReport, SpoolError};
 use crate::envelope::MessageId;
 
+/// How the remark about a torn tail begins.
+pub(super) const TORN: &str = "torn last batch";
+
 /// Bytes read at once.
 const READ_BYTES: usize = 1 << 20;
 
@@ -45,6 +48,10 @@ pub(super) struct Recovered {
     pub(super) next_segment: SegmentNumber,
     pub(super) next_lsn: Lsn,
     pub(super) next_id: u64,
+    /// Batch numbers that are missing, first and last of each run.
+    pub(super) missing: Vec<(BatchNumber, BatchNumber)>,
+    /// Highest batch number that the checkpoint in use covers.
+    pub(super) covered: BatchNumber,
     /// Highest batch number proven durable.
     pub(super) proven: BatchNumber,
     /// A number that no batch on disk can have.
@@ -174,6 +181,8 @@ pub(super) fn load(
             next_segment: highest_name + 1,
             next_lsn: 1,
             next_id: 0,
+            missing: Vec::new(),
+            covered: 0,
             proven: 0,
             next_batch: 1,
             unproven: Vec::new(),
@@ -197,6 +206,7 @@ pub(super) fn load(
         out.next_segment = out.next_segment.max(loaded.next_segment);
         out.next_lsn = loaded.lsn + 1;
         out.next_id = loaded.next_id;
+        out.covered = loaded.batch;
         out.proven = loaded.batch;
         out.next_batch = loaded.batch + 1;
         out.index = loaded.index;
@@ -411,6 +421,7 @@ impl Replay {
             self.out.report.damage(format!(
                 "batches {from} to {to} are missing: what they held is lost"
             ));
+            self.out.missing.push((*from, *to));
             self.quarantine(found.segment);
             let before = self
                 .out
@@ -491,7 +502,7 @@ impl Replay {
                 }
                 let bytes = last.header.length;
                 self.out.report.remark(format!(
-                    "torn last batch {number} of {bytes} bytes: never acknowledged, ignored"
+                    "{TORN} {number} of {bytes} bytes: never acknowledged, ignored"
                 ));
                 continue;
             }

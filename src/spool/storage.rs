@@ -16,6 +16,8 @@ use super::file_system::{self, Footing, MOUNTINFO_BYTES_MAX};
 
 /// Zeros are written in pieces of this many bytes.
 const ZERO_PIECE_BYTES: usize = 1 << 20;
+/// Most bytes of /proc/locks that are read.
+const LOCKS_BYTES_MAX: u64 = 16 << 20;
 /// Most slices in one vectored write (IOV_MAX on Linux).
 const SLICES_MAX: usize = 1024;
 
@@ -167,6 +169,53 @@ impl OsStorage {
         })
     }
 
+    /// The process that holds the spool's lock; `None` also where /proc/locks does not tell. Takes no lock itself, so
+    /// that it is in nobody's way. Source: proc_locks(5).
+    #[must_use]
+    pub fn owner(&self) -> Option<u32> {
+        use std::os::unix::fs::MetadataExt;
+        let meta = std::fs::metadata(self.folder.join("lock")).ok()?;
+        let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+        let file = format!("{major:02x}:{minor:02x}:{}", meta.ino());
+        let mut locks = String::new();
+        File::open("/proc/locks")
+            .and_then(|file| file.take(LOCKS_BYTES_MAX).read_to_string(&mut locks))
+            .ok()?;
+        locks.lines().find_map(|line| {
+            // `1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF`
+            let mut words = line.split_ascii_whitespace().skip(1);
+            let is_flock = words.next() == Some("FLOCK");
+            let pid = words.nth(2)?;
+            (is_flock && words.next() == Some(&file)).then(|| pid.parse().unwrap_or(0))
+        })
+    }
+
+    /// Takes the lock if its file is there, and makes none. `false` if another process has it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn lock_if_there(&self) -> io::Result<bool> {
+        match File::open(self.folder.join("lock")) {
+            Ok(file) => self.lock_file(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn lock_file(&self, file: File) -> io::Result<bool> {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                *self
+                    .lock
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(file);
+                Ok(true)
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// The id that /proc/self/mountinfo gives the folder's mount; `None` without /proc. Source: proc_pid_fdinfo(5).
     fn mount_id(&self) -> Option<u64> {
         let fd = std::os::fd::AsRawFd::as_raw_fd(&self.handle);
@@ -234,17 +283,7 @@ impl Storage for OsStorage {
             .truncate(false)
             .mode(0o600)
             .open(self.folder.join("lock"))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {
-                *self
-                    .lock
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(file);
-                Ok(true)
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        self.lock_file(file)
     }
 
     fn free_bytes(&self) -> io::Result<u64> {

@@ -186,7 +186,12 @@ impl Transaction {
     ///
     /// # Durability
     /// When the ticket resolves with `Ok`, content and envelope have been synced (I1).
-    pub fn commit(mut self, envelope: Envelope) -> CommitTicket {
+    pub fn commit(self, envelope: Envelope) -> CommitTicket {
+        self.commit_with(envelope, Vec::new())
+    }
+
+    /// As [`Transaction::commit`], with more frames in the same transaction: what has become of the recipients already.
+    pub(super) fn commit_with(mut self, envelope: Envelope, more: Vec<FrameIn>) -> CommitTicket {
         let mut frames = Vec::with_capacity(2);
         let tail = std::mem::take(&mut self.tail);
         if !tail.is_empty() {
@@ -197,6 +202,7 @@ impl Transaction {
             self.id,
             record::encode_envelope(&envelope, self.content_bytes),
         ));
+        frames.extend(more);
         self.is_committed = true;
         let ticket = TicketState::new(self.id);
         let commit = Commit {

@@ -1,5 +1,7 @@
-//! What the small programs beside sendmail share: reading their command lines, and finding the sandbox and the
-//! configuration.
+//! What the small programs beside sendmail share: reading their command lines, finding the sandbox and the
+//! configuration, and writing messages out.
 
 pub mod arguments;
+pub mod export;
+pub mod json;
 pub mod setting;
