@@ -178,8 +178,8 @@ impl AliasMapBuilder {
         let (mut name_buffer, mut value_buffer) = (Vec::new(), Vec::new());
         map.each(&mut |name, value| {
             let (name, value) = (
-                crate::handle::strip_nul(name),
-                crate::handle::strip_nul(value),
+                crate::answer::strip_nul(name),
+                crate::answer::strip_nul(value),
             );
             if is_hidden(name) {
                 return ControlFlow::Continue(());
@@ -250,7 +250,7 @@ pub fn build_alias_map(
     is_local_domain: &IsLocalDomain<'_>,
     remark: &mut dyn FnMut(&AliasRemark),
 ) -> Result<AliasTotals, PublishError> {
-    let mut builder = AliasMapBuilder::new(spec.kind, spec.merges_duplicates)?;
+    let mut builder = AliasMapBuilder::new(spec.kind, spec.switches.merges_duplicates)?;
     for source in sources {
         let meta = std::fs::metadata(source).map_err(|error| MapError::open(source, &error))?;
         if meta.len() > SOURCE_BYTES_MAX {
@@ -347,11 +347,11 @@ pub fn each_alias(
 ) -> Result<(), MapError> {
     let map = open_direct(file, lock_wait)?;
     map.each(&mut |name, value| {
-        let name = crate::handle::strip_nul(name);
+        let name = crate::answer::strip_nul(name);
         if is_hidden(name) {
             ControlFlow::Continue(())
         } else {
-            f(name, crate::handle::strip_nul(value))
+            f(name, crate::answer::strip_nul(value))
         }
     })
 }

@@ -1,7 +1,7 @@
 //! What a server holds of a map: lookups in a snapshot that is swapped as a whole when the file has been rebuilt.
 //!
-//! Everything that is the same for all formats happens here, once: folding of keys, trailing NULs (-N, -O), optional
-//! files (-o), tags for trouble (-T, -t), answers (-m, %0 to %9, -a).
+//! What is the same for all formats happens here, once: trailing NULs (-N, -O) and optional files (-o); and, by
+//! `answer.rs`, what is the same for all classes.
 //!
 //! Reload: a `stat` of the file is compared with the snapshot's stamp; if it differs, the file is read again and the
 //! new snapshot published, or, if the file is damaged, locked or gone, the old one stays and the trouble is reported
@@ -10,6 +10,7 @@
 //! [`MapHandle::lookup`] blocks on one `stat`, and on the disk when the file has changed; a [`MapReader`] never
 //! blocks. Errors: with no snapshot at all, every lookup answers the error of the last attempt, which is temporary.
 
+use crate::answer::{finish, folded, strip_nul};
 use crate::load::{LoadOptions, Stamp, load};
 use crate::{
     Map, MapError, MapKind, MapSpec, NulRule, NulStyle, PairVisitor, Snapshot, open_direct,
@@ -211,7 +212,9 @@ impl MapHandle {
             (State::Loaded(snapshot), Ok(now)) => snapshot.stamp() != now,
             (State::Loaded(snapshot), Err(error)) => {
                 let is_missing = MapError::open(&self.file, &error).is_missing();
-                !(is_missing && self.spec.is_optional && snapshot.stamp() == Stamp::default())
+                !(is_missing
+                    && self.spec.switches.is_optional
+                    && snapshot.stamp() == Stamp::default())
             }
             (State::Trouble(_), _) => true,
         }
@@ -235,11 +238,11 @@ impl MapHandle {
         let options = LoadOptions {
             lock_wait: wait,
             columns: self.spec.columns.clone(),
-            folds_text_keys: !self.spec.keeps_case,
+            folds_text_keys: !self.spec.switches.keeps_case,
         };
         let loaded = match load(self.spec.kind, &self.file, &options) {
             // I9: only a file that is not there counts as an empty map; one that cannot be read is trouble.
-            Err(error) if error.is_missing() && self.spec.is_optional => {
+            Err(error) if error.is_missing() && self.spec.switches.is_optional => {
                 Ok(Snapshot::empty(&self.file))
             }
             other => other,
@@ -323,7 +326,7 @@ impl MapReader<'_> {
             State::Loaded(snapshot) => Ok(find_in_snapshot(snapshot, self.spec, key)),
             State::Trouble(error) => Err(error.clone()),
         };
-        finish(self.spec, key, raw, arguments)
+        finish(&self.spec.switches, key, raw, arguments)
     }
 
     /// Calls `f` with every pair as it is stored, but for a trailing NUL, until it breaks.
@@ -376,7 +379,7 @@ pub fn lookup_once(
             let options = LoadOptions {
                 lock_wait,
                 columns: spec.columns.clone(),
-                folds_text_keys: !spec.keeps_case,
+                folds_text_keys: !spec.switches.keeps_case,
             };
             load(spec.kind, &spec.file(), &options)
                 .map(|snapshot| find_in_snapshot(&snapshot, spec, key))
@@ -384,17 +387,17 @@ pub fn lookup_once(
         _ => open_direct(&spec.file(), lock_wait).and_then(|map| find_in_file(&map, spec, key)),
     };
     let raw = match raw {
-        Err(error) if error.is_missing() && spec.is_optional => Ok(None),
+        Err(error) if error.is_missing() && spec.switches.is_optional => Ok(None),
         other => other,
     };
-    finish(spec, key, raw, None)
+    finish(&spec.switches, key, raw, None)
 }
 
 fn find_in_snapshot(snapshot: &Snapshot, spec: &MapSpec, key: &[u8]) -> Option<Vec<u8>> {
-    let key = folded(spec, key);
+    let key = folded(&spec.switches, key);
     let style = snapshot.nul_style();
-    let plain = spec.nul != NulRule::Only && style != NulStyle::With;
-    let terminated = spec.nul != NulRule::Never && style != NulStyle::Without;
+    let plain = spec.switches.nul != NulRule::Only && style != NulStyle::With;
+    let terminated = spec.switches.nul != NulRule::Never && style != NulStyle::Without;
     let found = plain.then(|| snapshot.get(&key)).flatten();
     let found = match found {
         None if terminated => with_nul(&key, |key| snapshot.get(key)),
@@ -404,26 +407,18 @@ fn find_in_snapshot(snapshot: &Snapshot, spec: &MapSpec, key: &[u8]) -> Option<V
 }
 
 fn find_in_file(map: &dyn Map, spec: &MapSpec, key: &[u8]) -> Result<Option<Vec<u8>>, MapError> {
-    let key = folded(spec, key);
+    let key = folded(&spec.switches, key);
     let mut found = None;
-    if spec.nul != NulRule::Only {
+    if spec.switches.nul != NulRule::Only {
         found = map.lookup(&key)?;
     }
-    if found.is_none() && spec.nul != NulRule::Never {
+    if found.is_none() && spec.switches.nul != NulRule::Never {
         found = with_nul(&key, |key| {
             map.lookup(key).map(|value| value.map(Cow::into_owned))
         })?
         .map(Cow::Owned);
     }
     Ok(found.map(|value| strip_nul(&value).to_vec()))
-}
-
-fn folded<'k>(spec: &MapSpec, key: &'k [u8]) -> Cow<'k, [u8]> {
-    if !spec.keeps_case && key.iter().any(u8::is_ascii_uppercase) {
-        Cow::Owned(key.to_ascii_lowercase())
-    } else {
-        Cow::Borrowed(key)
-    }
 }
 
 /// Calls `f` with the key and a NUL after it; short keys need no allocation.
@@ -438,71 +433,6 @@ fn with_nul<T>(key: &[u8], f: impl FnOnce(&[u8]) -> T) -> T {
     let mut long = key.to_vec();
     long.push(0);
     f(&long)
-}
-
-/// Without one trailing NUL.
-pub(crate) fn strip_nul(bytes: &[u8]) -> &[u8] {
-    bytes.strip_suffix(b"\0").unwrap_or(bytes)
-}
-
-/// Makes the answer of what was found, as the switches say.
-fn finish(
-    spec: &MapSpec,
-    key: &[u8],
-    raw: Result<Option<Vec<u8>>, MapError>,
-    arguments: Option<&[&[u8]]>,
-) -> Result<Option<Vec<u8>>, MapError> {
-    match raw {
-        Ok(None) => Ok(None),
-        Ok(Some(value)) => {
-            let mut answer = match (spec.answers_key, arguments) {
-                (true, _) => key.to_vec(),
-                (false, None) => value,
-                (false, Some(arguments)) => expand(&value, key, arguments),
-            };
-            answer.extend_from_slice(&spec.append);
-            Ok(Some(answer))
-        }
-        Err(_) if spec.ignores_trouble => Ok(None),
-        Err(error) => match &spec.temporary_tag {
-            Some(tag) => {
-                let mut answer = key.to_vec();
-                answer.extend_from_slice(tag);
-                Ok(Some(answer))
-            }
-            None => Err(error),
-        },
-    }
-}
-
-/// Puts arguments in the place of `%0` (the key) and `%1` to `%9`; `%%` is a percent sign, a missing argument
-/// vanishes, and a percent sign before anything else stays.
-fn expand(value: &[u8], key: &[u8], arguments: &[&[u8]]) -> Vec<u8> {
-    let mut answer = Vec::with_capacity(value.len() + key.len());
-    let mut bytes = value.iter().copied().peekable();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            answer.push(byte);
-            continue;
-        }
-        match bytes.peek() {
-            Some(b'%') => {
-                bytes.next();
-                answer.push(b'%');
-            }
-            Some(b'0') => {
-                bytes.next();
-                answer.extend_from_slice(key);
-            }
-            Some(digit @ b'1'..=b'9') => {
-                let at = usize::from(digit - b'1');
-                bytes.next();
-                answer.extend_from_slice(arguments.get(at).copied().unwrap_or_default());
-            }
-            _ => answer.push(b'%'),
-        }
-    }
-    answer
 }
 
 #[cfg(test)]

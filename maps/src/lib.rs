@@ -4,62 +4,78 @@
 //! (read and written in safe code, no libdb), and plain text.
 //!
 //! * [`MapSpec`] parses Sendmail's syntax, `hash -o -T<TMPF> /etc/mail/access`.
+//! * [`Definition`] is a map of any class as configured; [`MapSet`] opens it, [`OpenMap`] answers.
 //! * [`MapHandle`] is what a server holds: lookups in memory, rebuilt files noticed, damaged ones kept out.
 //! * [`open_direct`] is for programs that look up once: no load, a few reads under the file's lock.
 //! * [`MapBuilder`] builds a map and publishes it by rename; [`alias`] does so for alias files.
 //!
 //! Guarantees: a key that is absent is `Ok(None)`, a lookup that did not work is an error, and the two never look
 //! alike; bytes from files give errors, never panics, loops or unbounded memory; a map that is published is whole and
-//! on disk. Everything is synchronous; nothing starts a thread.
+//! on disk. Everything is synchronous; nothing starts a thread. The class `program` runs one, nothing else does.
 //!
 //! Limits are gathered in [`limits`]. Sources: sendmail's op.me 5.12, makemap(8), the on-disk formats as
 //! the modules that read them describe.
 
 pub mod alias;
+mod answer;
 mod bdb;
 pub mod builder;
 mod cdb;
+mod definition;
 mod direct;
 mod error;
 mod fixed;
 mod handle;
+mod implicit;
 mod kind;
 mod lmdb_file;
 mod load;
 mod lock;
+mod null;
+mod open_map;
 mod patience;
+mod program;
 mod publish;
 mod random_access;
 mod records;
 mod redb_file;
+mod regex;
+mod sequence;
 mod snapshot;
 pub mod source;
 mod spec;
+mod stab;
+mod switch;
 pub mod text;
+mod user;
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 
 pub use alias::{AliasMap, AliasMapBuilder, build_alias_map};
 pub use builder::{DuplicatePolicy, Inserted, MapBuilder};
+pub use definition::{Definition, MapClass, OwnSwitch};
 pub use direct::{DirectMap, open_direct};
 pub use error::{MapError, Verdict, io_text};
 pub use handle::{HandleOptions, MapEvent, MapHandle, MapReader, Refresh, lookup_once};
 pub use kind::MapKind;
 pub use load::{LoadOptions, Stamp, load};
+pub use open_map::{ClassMap, MapSet, NoOpener, OpenMap, Opener, SERVICE_SWITCH_FILE};
 pub use publish::{PublishError, PublishOptions, Published, check_place};
 pub use snapshot::{NulStyle, Snapshot, SnapshotBuilder};
-pub use spec::{MapSpec, NulRule, SpecError, TextColumns};
+pub use spec::{MapSpec, NulRule, SpecError, Switches, TextColumns};
 
 /// The limits of this crate, each defined where it binds.
 pub mod limits {
     pub use crate::alias::SOURCE_BYTES_MAX as ALIAS_SOURCE_BYTES_MAX;
+    pub use crate::definition::SPEC_BYTES_MAX;
     pub use crate::lmdb_file::KEY_BYTES_MAX as LMDB_KEY_BYTES_MAX;
     pub use crate::load::{ATTEMPTS_MAX as READ_ATTEMPTS_MAX, FILE_BYTES_MAX};
+    pub use crate::open_map::STACK_MAX;
+    pub use crate::program::OUTPUT_BYTES_MAX as PROGRAM_OUTPUT_BYTES_MAX;
     pub use crate::records::{BODY_BYTES_MAX, ITEM_BYTES_MAX};
     pub use crate::snapshot::ENTRIES_MAX;
     pub use crate::source::LINE_BYTES_MAX;
-    pub use crate::spec::SPEC_BYTES_MAX;
 }
 
 /// Takes one pair of a map, and says whether to go on.

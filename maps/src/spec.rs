@@ -1,14 +1,12 @@
-//! A map as it is written in a configuration: class, switches, file, in Sendmail's syntax.
+//! A map that is a file, as it is written in a configuration: class, switches, file, in Sendmail's syntax.
 //!
-//! `hash -o -T<TMPF> -a.x /etc/mail/access`. Switches stand before the file, each in a word of its own with its value
-//! attached. Every switch of the class is parsed; an unknown one, a value that is missing and a class that is not
-//! built in are errors that name it. Pure: touches no file. Source: sendmail's op.me 5.12 (K lines).
+//! `hash -o -T<TMPF> -a.x /etc/mail/access`. `definition.rs` takes the text apart, for these and for all other classes;
+//! here is what comes of it: the switches that mean the same everywhere, those of `text`, and what can be wrong.
+//! Pure: touches no file. Source: sendmail's op.me 5.12 (K lines).
 
-use crate::{MapKind, Verdict};
+use crate::{Definition, MapKind, Verdict};
 use std::path::PathBuf;
-
-/// Longest specification read, in bytes.
-pub const SPEC_BYTES_MAX: usize = 4096;
+use std::time::Duration;
 
 /// Which forms of a key are tried in a file: without and with the trailing NUL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,13 +41,9 @@ impl Default for TextColumns {
     }
 }
 
-/// A parsed map specification.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MapSpec {
-    /// The class.
-    pub kind: MapKind,
-    /// The map's name as written; [`MapKind::file_of`] makes the file's name of it.
-    pub name: PathBuf,
+/// The switches that mean the same to every class; they are applied once, above the formats.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Switches {
     /// `-o`: a file that does not exist counts as an empty map.
     pub is_optional: bool,
     /// `-N`, `-O`.
@@ -66,6 +60,19 @@ pub struct MapSpec {
     pub ignores_trouble: bool,
     /// `-A`: an alias given twice has its values joined instead of replaced, when the map is built.
     pub merges_duplicates: bool,
+    /// `-d`: how long a lookup, or the first opening of a file that is being rebuilt, may take.
+    pub time_limit: Option<Duration>,
+}
+
+/// A parsed specification of a map that is a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapSpec {
+    /// The class.
+    pub kind: MapKind,
+    /// The map's name as written; [`MapKind::file_of`] makes the file's name of it.
+    pub name: PathBuf,
+    /// The switches that all classes share.
+    pub switches: Switches,
     /// `-k`, `-v`, `-z` of the class `text`.
     pub columns: TextColumns,
 }
@@ -93,6 +100,38 @@ pub enum SpecError {
         /// The class's name.
         class: String,
     },
+    /// A class that is no file, where one is needed.
+    #[error("map class \"{class}\" is not kept in a file")]
+    NotAFile {
+        /// The class's name.
+        class: String,
+    },
+    /// A map named in a sequence or by a service switch that is not defined.
+    #[error("map \"{map}\": unknown member map \"{member}\"")]
+    UnknownMember {
+        /// The map that names it.
+        map: String,
+        /// The name.
+        member: String,
+    },
+    /// Maps that lead to each other without end, or too many one upon another.
+    #[error("map \"{map}\": {reason}")]
+    Stacked {
+        /// The map.
+        map: String,
+        /// What was expected.
+        reason: &'static str,
+    },
+    /// What stands after the switches cannot be used: a pattern, an address, a type of record.
+    #[error("map class {class}: \"{argument}\": {reason}")]
+    BadArgument {
+        /// The class's name.
+        class: String,
+        /// As written, cut to 80 characters.
+        argument: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A switch of Sendmail's that is not supported.
     #[error("switch \"{switch}\" is not supported: {reason}")]
     UnsupportedSwitch {
@@ -107,15 +146,15 @@ pub enum SpecError {
         /// As written, with the dash.
         switch: String,
         /// What was expected.
-        reason: &'static str,
+        reason: String,
     },
     /// No file is given, or more than one, or the text is empty or too long.
     #[error("map specification \"{spec}\": {reason}")]
     Malformed {
-        /// As written, cut to 80 bytes.
+        /// As written, cut to 80 characters.
         spec: String,
         /// What was expected.
-        reason: &'static str,
+        reason: String,
     },
 }
 
@@ -132,42 +171,17 @@ impl MapSpec {
         Self {
             kind,
             name: name.into(),
-            is_optional: false,
-            nul: NulRule::Both,
-            keeps_case: false,
-            answers_key: false,
-            append: Vec::new(),
-            temporary_tag: None,
-            ignores_trouble: false,
-            merges_duplicates: false,
+            switches: Switches::default(),
             columns: TextColumns::default(),
         }
     }
 
-    /// Parses "class switches file".
+    /// Parses "class switches file" of a class that is a file.
     ///
     /// # Errors
     /// [`SpecError`], naming the class, switch or value that is wrong.
     pub fn parse(text: &str) -> Result<Self, SpecError> {
-        let malformed = |reason| SpecError::Malformed {
-            spec: text.chars().take(80).collect(),
-            reason,
-        };
-        if text.len() > SPEC_BYTES_MAX {
-            return Err(malformed("longer than 4096 bytes"));
-        }
-        let mut words = text.split_ascii_whitespace().peekable();
-        let class = words.next().ok_or_else(|| malformed("no class"))?;
-        let mut spec = Self::new(MapKind::from_name(class)?, "");
-        while let Some(switch) = words.next_if(|word| word.starts_with('-')) {
-            spec.switch(switch)?;
-        }
-        let name = words.next().ok_or_else(|| malformed("no file"))?;
-        if words.next().is_some() {
-            return Err(malformed("more than one file"));
-        }
-        spec.name = PathBuf::from(name);
-        Ok(spec)
+        Definition::parse(text)?.into_file()
     }
 
     /// Parses a value of the option AliasFile: "file", "class:file" or "class:switches file"; the class is `hash`
@@ -176,72 +190,17 @@ impl MapSpec {
     /// # Errors
     /// As [`MapSpec::parse`].
     pub fn parse_alias(text: &str) -> Result<Self, SpecError> {
-        match text.trim_start().split_once(':') {
-            Some((class, rest)) if !class.contains(['/', ' ', '\t']) => {
-                Self::parse(&format!("{class} {rest}"))
-            }
-            _ => Self::parse(&format!("hash {text}")),
-        }
+        Definition::parse_alias(text)?.into_file()
     }
 
     /// The file behind the map.
     pub fn file(&self) -> PathBuf {
         self.kind.file_of(&self.name)
     }
-
-    fn switch(&mut self, switch: &str) -> Result<(), SpecError> {
-        let mut chars = switch.chars();
-        chars.next();
-        let letter = chars.next().unwrap_or(' ');
-        let value = chars.as_str();
-        let takes_value = matches!(letter, 'a' | 'T' | 'k' | 'v' | 'z');
-        if !takes_value && !value.is_empty() {
-            return Err(self.unknown(switch));
-        }
-        let number = |reason| {
-            value.parse::<usize>().map_err(|_| SpecError::BadValue {
-                switch: switch.into(),
-                reason,
-            })
-        };
-        let is_text = self.kind == MapKind::Text;
-        match letter {
-            'o' => self.is_optional = true,
-            'N' => self.nul = NulRule::Only,
-            'O' => self.nul = NulRule::Never,
-            'f' => self.keeps_case = true,
-            'm' => self.answers_key = true,
-            'a' => self.append = value.into(),
-            'T' => self.temporary_tag = Some(value.into()),
-            't' => self.ignores_trouble = true,
-            'A' => self.merges_duplicates = true,
-            'k' if is_text => {
-                self.columns.key = number("expected a column number, counted from 0")?
-            }
-            'v' if is_text => {
-                self.columns.value = Some(number("expected a column number, counted from 0")?)
-            }
-            'z' if is_text => self.columns.delimiter = Some(delimiter(switch, value)?),
-            'D' | 'S' | 'q' | 'd' | 'l' => {
-                return Err(SpecError::UnsupportedSwitch {
-                    switch: switch.into(),
-                    reason: "it belongs to rulesets, which this build does not run",
-                });
-            }
-            _ => return Err(self.unknown(switch)),
-        }
-        Ok(())
-    }
-
-    fn unknown(&self, switch: &str) -> SpecError {
-        SpecError::UnknownSwitch {
-            switch: switch.into(),
-            class: self.kind.name().into(),
-        }
-    }
 }
 
-fn delimiter(switch: &str, value: &str) -> Result<u8, SpecError> {
+/// The one byte of `-z`.
+pub(crate) fn one_byte(switch: &str, value: &str) -> Result<u8, SpecError> {
     match value.as_bytes() {
         [b'\\', b'n'] => Ok(b'\n'),
         [b'\\', b't'] => Ok(b'\t'),
@@ -249,8 +208,17 @@ fn delimiter(switch: &str, value: &str) -> Result<u8, SpecError> {
         [byte] => Ok(*byte),
         _ => Err(SpecError::BadValue {
             switch: switch.into(),
-            reason: "expected one byte, \\t or \\n",
+            reason: "expected one byte, \\t or \\n".into(),
         }),
+    }
+}
+
+/// A value as it has to be written to be read back: in quotes where blanks are in it.
+fn quoted(value: &str) -> std::borrow::Cow<'_, str> {
+    if value.contains(char::is_whitespace) {
+        format!("\"{value}\"").into()
+    } else {
+        value.into()
     }
 }
 
@@ -262,9 +230,9 @@ impl std::str::FromStr for MapSpec {
     }
 }
 
-impl std::fmt::Display for MapSpec {
+/// Each switch that is set, a blank before it.
+impl std::fmt::Display for Switches {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.kind.name())?;
         for (set, switch) in [
             (self.is_optional, "-o"),
             (self.nul == NulRule::Only, "-N"),
@@ -279,11 +247,22 @@ impl std::fmt::Display for MapSpec {
             }
         }
         if let Some(tag) = &self.temporary_tag {
-            write!(f, " -T{}", String::from_utf8_lossy(tag))?;
+            write!(f, " -T{}", quoted(&String::from_utf8_lossy(tag)))?;
         }
         if !self.append.is_empty() {
-            write!(f, " -a{}", String::from_utf8_lossy(&self.append))?;
+            write!(f, " -a{}", quoted(&String::from_utf8_lossy(&self.append)))?;
         }
+        if let Some(limit) = self.time_limit {
+            write!(f, " -d{}s", limit.as_secs())?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for MapSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.kind.name())?;
+        write!(f, "{}", self.switches)?;
         if self.kind == MapKind::Text && self.columns != TextColumns::default() {
             write!(f, " -k{}", self.columns.key)?;
             if let Some(value) = self.columns.value {
@@ -309,21 +288,22 @@ mod tests {
     fn sendmails_usual_lines_parse() {
         let spec = MapSpec::parse("hash -o -T<TMPF> /etc/mail/access").unwrap();
         assert_eq!(spec.kind, MapKind::Hash);
-        assert!(spec.is_optional);
-        assert_eq!(spec.temporary_tag.as_deref(), Some(&b"<TMPF>"[..]));
+        assert!(spec.switches.is_optional);
+        assert_eq!(spec.switches.temporary_tag.as_deref(), Some(&b"<TMPF>"[..]));
         assert_eq!(spec.file(), Path::new("/etc/mail/access.db"));
         let spec = MapSpec::parse("text -k1 -v2 -z: -f -m -a.x /l").unwrap();
         assert_eq!(spec.columns.key, 1);
         assert_eq!(spec.columns.value, Some(2));
         assert_eq!(spec.columns.delimiter, Some(b':'));
-        assert!(spec.keeps_case && spec.answers_key);
-        assert_eq!(spec.append, b".x");
+        assert!(spec.switches.keeps_case && spec.switches.answers_key);
+        assert_eq!(spec.switches.append, b".x");
     }
 
     #[test]
     fn printing_and_parsing_agree() {
         for text in [
-            "hash -o -N -f -m -t -A -T<TMPF> -a.x /etc/mail/access",
+            "hash -o -N -f -m -t -A -T<TMPF> -a.x -d5s /etc/mail/access",
+            "hash -a\" x\" /etc/mail/access",
             "text -k3 -v1 -z\\t /x",
             "btree -O /y",
         ] {
@@ -344,12 +324,13 @@ mod tests {
     fn what_is_wrong_is_named() {
         for (text, named) in [
             ("hsah /x", "hsah"),
-            ("ldap /x", "not built in"),
+            ("nis /x", "not built in"),
+            ("ldap -kx", "not kept in a file"),
             ("hash -Z /x", "-Z"),
             ("hash -k1 /x", "-k1"),
             ("hash -oN /x", "-oN"),
             ("text -kfirst /x", "-kfirst"),
-            ("hash -q /x", "-q"),
+            ("hash -D /x", "-D"),
             ("hash -o", "no file"),
             ("hash /x /y", "more than one"),
             ("", "no class"),

@@ -2,7 +2,8 @@
 //! of every error.
 //!
 //! Keys may be dotted or in tables (`timeout.command` and `[timeout] command`
-//! are the same). Blocks on the disk for one bounded file.
+//! are the same). The table `map` is the one whose keys are not options but
+//! names, chosen by the operator. Blocks on the disk for one bounded file.
 //!
 //! Limits: [`CONFIG_FILE_LEN_MAX`].
 //! Source: TOML 1.1 for the syntax; [`options`](super::options) for the rest.
@@ -23,6 +24,8 @@ use super::{CONFIG_FILE_LEN_MAX, Config, Origin};
 
 /// How many letters may differ for a name to be suggested instead.
 const NEAREST_DISTANCE_MAX: usize = 4;
+/// What keys of the table of maps begin with.
+const MAP_TABLE: &str = "map.";
 /// The deepest nesting of tables that an option's key has.
 const TABLE_DEPTH_MAX: usize = 3;
 
@@ -175,6 +178,17 @@ impl Source<'_> {
 
     fn set(&self, config: &mut Config, given: &KeyValue) -> Result<(), ConfigError> {
         let key_place = || self.place(given.key_span.clone());
+        if let Some(name) = given.key.strip_prefix(MAP_TABLE) {
+            let defined = match &given.value {
+                Given::Text(text) => config.define_map(name, text),
+                _ => Err("is a map specification, in quotes".to_owned()),
+            };
+            return defined.map_err(|reason| ConfigError::BadValue {
+                place: self.place(given.value_span.clone()),
+                key: given.key.clone(),
+                reason,
+            });
+        }
         let Some(index) = options::by_key(&given.key) else {
             return self.refuse(given, key_place());
         };

@@ -11,7 +11,8 @@
 //! Modules take their section ([`SmtpdOptions`], [`QueueOptions`], ..), never
 //! the whole.
 //!
-//! Limits: [`CONFIG_FILE_LEN_MAX`], [`LIST_LEN_MAX`].
+//! Limits: [`CONFIG_FILE_LEN_MAX`], [`LIST_LEN_MAX`], [`MAP_NAME_LEN_MAX`],
+//! [`MAPS_MAX`].
 //! Source: sendmail(8), Installation and Operation Guide 5.6.
 
 pub mod duration;
@@ -43,13 +44,17 @@ pub use sections::{
 };
 pub use size::ByteSize;
 
-use diligence_maps::MapSpec;
+use diligence_maps::{Definition, MapClass};
 use options::OPTIONS;
 
 /// The longest configuration file read, in bytes.
 pub const CONFIG_FILE_LEN_MAX: u64 = 1 << 20;
 /// The most values that a list option may have.
 pub const LIST_LEN_MAX: usize = 64;
+/// The longest name of a map, in bytes.
+pub const MAP_NAME_LEN_MAX: usize = 64;
+/// The most maps that have names.
+pub const MAPS_MAX: usize = 256;
 /// The MTA's configuration file when neither `-C` nor a sandbox says else.
 pub const MTA_CONFIG_FILE: &str = "/etc/mail/sendmail.toml";
 /// The submission program's (`-Ac`) configuration file.
@@ -268,36 +273,56 @@ impl Config {
         }
     }
 
-    /// Resolves the file of a map specification (`hash -o /path`) as
-    /// [`Config::place_path`] does, and checks the specification.
+    /// Checks a map specification (`hash -o /path`), and resolves its file, if
+    /// it has one, as [`Config::place_path`] does.
     fn place_map(&self, text: &str) -> Result<String, String> {
-        let placed = self.place_map_file(text)?;
-        match MapSpec::parse(&placed) {
-            Ok(_) => Ok(placed),
+        match Definition::parse(text) {
+            Ok(definition) => self.place_map_file(text, &definition),
             Err(error) => Err(error.to_string()),
         }
     }
 
     /// The same in the form of alias files: `[class:][switches] /path`.
     fn place_alias_map(&self, text: &str) -> Result<String, String> {
-        let placed = self.place_map_file(text)?;
-        match MapSpec::parse_alias(&placed) {
-            Ok(_) => Ok(placed),
+        match Definition::parse_alias(text) {
+            Ok(definition) => self.place_map_file(text, &definition),
             Err(error) => Err(error.to_string()),
         }
     }
 
-    /// The file is the last word.
-    fn place_map_file(&self, text: &str) -> Result<String, String> {
+    /// The file is what stands after the switches, or after `unix:` in the
+    /// address of a socket.
+    fn place_map_file(&self, text: &str, definition: &Definition) -> Result<String, String> {
         let text = text.trim();
-        let path_begin = text
-            .rfind(|c: char| c.is_whitespace() || c == ':')
-            .map_or(0, |at| at + 1);
-        let (head, path) = text.split_at(path_begin);
-        if path.is_empty() {
-            return Err(format!("`{text}' names no file"));
+        let path = match definition.class {
+            class if class.is_of_a_file() => definition.rest.as_str(),
+            MapClass::User => definition.rest.as_str(),
+            MapClass::Socket => ["unix:", "local:"]
+                .iter()
+                .find_map(|family| definition.rest.strip_prefix(family))
+                .unwrap_or_default(),
+            _ => "",
+        };
+        match text.strip_suffix(path) {
+            Some(head) if !path.is_empty() => {
+                Ok(format!("{head}{}", self.place_path(path)?.display()))
+            }
+            _ => Ok(text.to_owned()),
         }
-        Ok(format!("{head}{}", self.place_path(path)?.display()))
+    }
+
+    /// Sets the map `name` of the table `map`.
+    fn define_map(&mut self, name: &str, text: &str) -> Result<(), String> {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if name.is_empty() || !name.chars().all(is_name) || name.len() > MAP_NAME_LEN_MAX {
+            return Err("is no name of a map: letters, digits, and . _ -".to_owned());
+        }
+        if self.route.maps.len() >= MAPS_MAX {
+            return Err(format!("more than {MAPS_MAX} maps"));
+        }
+        let placed = self.place_map(text)?;
+        self.route.maps.insert(name.to_owned(), placed);
+        Ok(())
     }
 
     /// Rules that tie options together.

@@ -33,6 +33,10 @@ impl Config {
             }
             text.push('\n');
         }
+        for (name, spec) in &self.route.maps {
+            let file = self.file.display();
+            let _ = writeln!(text, "map.{} = {} # {file}", quoted(name), quoted(spec));
+        }
         text
     }
 }

@@ -5,6 +5,7 @@
 //! to the code. `Default` is the empty value, not the option's default: begin
 //! with [`Config::defaults`](super::Config::defaults).
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -51,6 +52,9 @@ pub struct RouteOptions {
     pub local_host_names: PathBuf,
     /// Alias maps in the order they are asked, as map specifications.
     pub alias_files: Vec<String>,
+    /// Maps with names, which sequences are made of and mapd serves, as map
+    /// specifications.
+    pub maps: BTreeMap<String, String>,
     /// The access map's specification.
     pub access_db: Option<String>,
     /// Class `R`: domains that may be relayed to and from. May be missing.

@@ -16,7 +16,9 @@ use std::path::Path;
 use diligence_maps::alias::{
     AliasRemark, AliasTotals, Severity as RemarkSeverity, build_alias_map,
 };
-use diligence_maps::{MapError, MapSpec, PublishError, PublishOptions};
+use diligence_maps::{
+    Definition, MapClass, MapError, MapKind, MapSpec, PublishError, PublishOptions, SpecError,
+};
 
 use super::submit::log::open_maillog;
 use super::submit::say;
@@ -77,6 +79,20 @@ pub fn run(config: &Config) -> ExitCode {
         }
     }
     code
+}
+
+/// The file to build for an alias map; `None` for a class that nothing is built for.
+fn alias_file(text: &str) -> Result<Option<MapSpec>, SpecError> {
+    let definition = Definition::parse_alias(text)?;
+    match definition.class {
+        MapClass::File(kind) if kind.is_writable() => definition.into_file().map(Some),
+        MapClass::Implicit => {
+            let mut spec = MapSpec::new(MapKind::Hash, &definition.rest);
+            spec.switches = definition.switches;
+            Ok(Some(spec))
+        }
+        _ => Ok(None),
+    }
 }
 
 struct Rebuild<'a> {
@@ -144,8 +160,10 @@ impl Rebuild<'_> {
 
     /// Rebuilds one map.
     fn one(&self, spec: &str, local_names: &HashSet<String>) -> ExitCode {
-        let spec = match MapSpec::parse_alias(spec) {
-            Ok(spec) => spec,
+        let spec = match alias_file(spec) {
+            Ok(Some(spec)) => spec,
+            // Nothing of it is built from a file: a directory, a sequence, a text.
+            Ok(None) => return ExitCode::Ok,
             Err(error) => {
                 self.complain(&format!("{spec}: {error}"));
                 return ExitCode::Config;

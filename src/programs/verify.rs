@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::submit::log::open_maillog;
 use super::submit::say;
+use super::wiring;
 use crate::cli::Invocation;
 use crate::config::host::HostName;
 use crate::config::{Config, Role};
@@ -81,6 +82,7 @@ fn router(config: &Config) -> Result<Router, RouteError> {
         Arc::new(move |text: &str| {
             maillog.write(Severity::Warning, level_of::ALWAYS, QueueId::None, text);
         }),
+        wiring::map_opener(),
     )?)
 }
 

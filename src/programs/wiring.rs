@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use diligence_maps::{NoOpener, Opener};
+
 use crate::address::{Address, Domain};
 use crate::clock::{Clock, SystemClock};
 use crate::config::endpoint::SMTP_PORT;
@@ -95,7 +97,14 @@ pub fn router(config: &Config, system: &System) -> Result<Router, RouteError> {
         interface_addresses(),
         Arc::clone(&system.users),
         notice,
+        map_opener(),
     )?)
+}
+
+/// What opens the map classes that are not the maps crate's own.
+#[must_use]
+pub fn map_opener() -> Arc<dyn Opener> {
+    Arc::new(NoOpener)
 }
 
 /// The router of a client queue, which knows one way: to the MTA. It asks no map.

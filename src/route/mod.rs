@@ -30,7 +30,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use diligence_maps::MapSpec;
+use diligence_maps::{Definition, Opener};
 
 use crate::address::{Address, Domain};
 use crate::config::RouteOptions;
@@ -99,7 +99,7 @@ pub struct RouterParts {
 }
 
 impl RouterParts {
-    /// The parts that the configuration asks for. Maps that can't be opened yet answer with trouble until they can.
+    /// The parts that the configuration asks for; `opener` brings the map classes that reach the network. Maps that can't be opened yet answer with trouble until they can.
     ///
     /// Blocks: disk, and for a program that is rebuilding a map.
     ///
@@ -111,22 +111,30 @@ impl RouterParts {
         addresses: Vec<IpAddr>,
         users: Arc<Users>,
         notice: Notice,
+        opener: Arc<dyn Opener>,
     ) -> Result<Self, RouteError> {
-        let of = |text: &str, parsed: Result<MapSpec, diligence_maps::SpecError>| {
+        let mut maps = table::map_set(opener, &notice);
+        let refused = |text: &str, source| RouteError::Spec {
+            spec: text.to_owned(),
+            source,
+        };
+        for (name, text) in &options.maps {
+            let definition = Definition::parse(text).map_err(|source| refused(text, source))?;
+            maps.define(name, definition);
+        }
+        let of = |text: &str, parsed: Result<Definition, diligence_maps::SpecError>| {
             parsed
-                .map(|spec| Table::of_map(spec, &notice))
-                .map_err(|source| RouteError::Spec {
-                    spec: text.to_owned(),
-                    source,
-                })
+                .and_then(|definition| maps.open(&definition))
+                .map(Table::of_map)
+                .map_err(|source| refused(text, source))
         };
         let aliases = options
             .alias_files
             .iter()
-            .map(|text| of(text, MapSpec::parse_alias(text)))
+            .map(|text| of(text, Definition::parse_alias(text)))
             .collect::<Result<_, _>>()?;
         let access = match &options.access_db {
-            Some(text) => Some(of(text, MapSpec::parse(text))?),
+            Some(text) => Some(of(text, Definition::parse(text))?),
             None => None,
         };
         Ok(Self {

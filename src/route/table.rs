@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use diligence_maps::{HandleOptions, MapEvent, MapHandle, MapSpec};
+use diligence_maps::{HandleOptions, MapEvent, MapSet, OpenMap, Opener};
 
 use super::{Notice, RouteError};
 
@@ -35,32 +35,10 @@ impl Table {
 
     /// A map in service. One that can't be opened yet answers every lookup with trouble, until its file is good.
     /// Its tag for trouble (`-T`) is not used: trouble is told from answers without it.
-    ///
-    /// Blocks: disk, and for a program that is rebuilding the map.
     #[must_use]
-    pub fn of_map(mut spec: MapSpec, notice: &Notice) -> Self {
-        spec.temporary_tag = None;
-        let notice = Arc::clone(notice);
-        let report = move |event: &MapEvent| {
-            // A reload is what the operator asked for; trouble is what they do not know yet.
-            if let MapEvent::Trouble { error, old_in_use } = event {
-                let rest = if *old_in_use {
-                    "; the old contents stay in use"
-                } else {
-                    ""
-                };
-                notice(&format!("{error}{rest}"));
-            }
-        };
-        let options = HandleOptions {
-            report: Arc::new(report),
-            ..HandleOptions::default()
-        };
-        let name = spec.file().display().to_string();
-        let handle = MapHandle::attach(&spec, options);
-        Self::new(name, move |key| {
-            handle
-                .lookup(key.as_bytes())
+    pub fn of_map(map: Arc<OpenMap>) -> Self {
+        Self::new(map.label().display().to_string(), move |key| {
+            map.ask(key.as_bytes())
                 .map_err(|error| error.detail().to_owned())
         })
     }
@@ -103,6 +81,27 @@ impl fmt::Debug for Table {
     }
 }
 
+/// An empty set of maps, whose trouble the log is told.
+pub(super) fn map_set(opener: Arc<dyn Opener>, notice: &Notice) -> MapSet {
+    let notice = Arc::clone(notice);
+    let report = move |event: &MapEvent| {
+        // A reload is what the operator asked for; trouble is what they do not know yet.
+        if let MapEvent::Trouble { error, old_in_use } = event {
+            let rest = if *old_in_use {
+                "; the old contents stay in use"
+            } else {
+                ""
+            };
+            notice(&format!("{error}{rest}"));
+        }
+    };
+    let options = HandleOptions {
+        report: Arc::new(report),
+        ..HandleOptions::default()
+    };
+    MapSet::new(opener, options)
+}
+
 /// Asks tables in order; the first hit wins. If one did not work and no later one hits, that is an error, not absence.
 ///
 /// # Errors
@@ -122,21 +121,25 @@ pub(crate) fn first_of(tables: &[Table], key: &str) -> Result<Option<String>, Ro
 #[cfg(test)]
 mod tests {
     use super::*;
+    use diligence_maps::{Definition, NoOpener};
 
     #[test]
     fn a_missing_map_is_trouble_until_it_is_there() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("access");
         let notice: Notice = Arc::new(|_: &str| ());
-        let text = format!("text -T<TMPF> {}", path.display());
-        let table = Table::of_map(MapSpec::parse(&text).unwrap(), &notice);
+        let set = map_set(Arc::new(NoOpener), &notice);
+        let open = |text: &str| {
+            let map = set.open(&Definition::parse(text).unwrap()).unwrap();
+            Table::of_map(map)
+        };
+        let table = open(&format!("text -T<TMPF> {}", path.display()));
         assert!(matches!(table.get("a"), Err(RouteError::Lookup { .. })));
         std::fs::write(&path, "a.test OK\n").unwrap();
         assert_eq!(table.get("A.test").unwrap().as_deref(), Some("OK"));
         assert_eq!(table.get("b.test").unwrap(), None);
 
-        let text = format!("text -o {}/none", folder.path().display());
-        let optional = Table::of_map(MapSpec::parse(&text).unwrap(), &notice);
+        let optional = open(&format!("text -o {}/none", folder.path().display()));
         assert_eq!(optional.get("a").unwrap(), None);
     }
 

@@ -115,7 +115,7 @@ fn print_all(spec: &MapSpec, out: &mut dyn Write) -> io::Result<()> {
     failed?;
     if let Err(error) = listed {
         // An optional map that is not there is an empty one.
-        if !(spec.is_optional && error.is_missing()) {
+        if !(spec.switches.is_optional && error.is_missing()) {
             complain(spec, &error);
         }
     }
