@@ -4,7 +4,8 @@
 //! else the machine does meets all of them. A round begins only when a probe of the raw flush is near the fastest
 //! seen so far, and is repeated, at most five times, if the probe after it is not (SPOOL 11). Nothing asserts a time.
 //!
-//! Settings: `BENCH_SECONDS` (1) a measurement, `BENCH_ROUNDS` (5), `BENCH_DIR` (the target folder) where files go.
+//! Settings: `BENCH_SECONDS` (1) a measurement, `BENCH_ROUNDS` (5), `BENCH_TRIES` (5) of a round on a disturbed disk,
+//! `BENCH_DIR` (the target folder) where files go.
 //! `--test` makes everything as short as it can be, to see that it still works; other words choose sections.
 
 #![allow(
@@ -16,6 +17,7 @@
 
 pub(crate) mod disk;
 pub(crate) mod engines;
+pub(crate) mod memory;
 pub(crate) mod plot;
 pub(crate) mod ways;
 
@@ -173,6 +175,7 @@ pub(crate) struct Rounds {
     probe: RawFile,
     floor: Duration,
     wanted: usize,
+    tries: usize,
     is_patient: bool,
     /// Rounds that stayed disturbed.
     pub(crate) disturbed: usize,
@@ -182,9 +185,8 @@ pub(crate) struct Rounds {
 const PROBE_FLUSHES: usize = 40;
 /// A probe is near the floor when it takes at most so many times as long.
 const NEAR: f64 = 1.5;
-/// How often a round is tried, and how often a quiet moment is waited for.
-const TRIES: usize = 5;
-const PATIENCE: usize = 40;
+/// How often a quiet moment is looked for before a round begins all the same.
+const PATIENCE: usize = 10;
 
 impl Rounds {
     /// Rounds as the settings say.
@@ -193,6 +195,7 @@ impl Rounds {
             probe: RawFile::new(&settings.folder.join("probe"), 1 << 20),
             floor: Duration::MAX,
             wanted: settings.rounds,
+            tries: setting("BENCH_TRIES", 5.0).clamp(1.0, 100.0) as usize,
             is_patient: !settings.is_smoke,
             disturbed: 0,
         };
@@ -217,7 +220,7 @@ impl Rounds {
     pub(crate) fn collect<T>(&mut self, mut round: impl FnMut() -> T) -> Vec<T> {
         let mut kept = Vec::new();
         while kept.len() < self.wanted {
-            for last in (0..TRIES).rev() {
+            for last in (0..self.tries).rev() {
                 for _ in 0..PATIENCE {
                     if self.is_quiet() {
                         break;
