@@ -292,10 +292,11 @@ fn a_failed_sync_of_the_directory_or_of_a_new_segment_poisons_as_well() {
             vec![queue]
         } else {
             // A rename is told by its names.
-            vec![
-                queue.join("spare-0000000000000002"),
-                queue.join("tmp-0000000000000003"),
-            ]
+            (1..=40)
+                .flat_map(|number| {
+                    ["spare", "tmp"].map(|kind| queue.join(format!("{kind}-{number:016x}")))
+                })
+                .collect()
         };
         let before = SmtpClient::connect(daemon.address())
             .unwrap()

@@ -47,6 +47,9 @@ pub const RESTART_INTERVAL_MIN: Duration = Duration::from_secs(60);
 /// How often a busy port is tried, and the pause between. Source: Sendmail's daemon.c, transcript 10.
 const BIND_TRIES_MAX: u32 = 10;
 const BIND_PAUSE: Duration = Duration::from_secs(5);
+/// How often a full disk is looked at, and how long a start in the background waits for it.
+const ROOM_PAUSE: Duration = Duration::from_secs(1);
+const ROOM_WAIT_MAX: Duration = Duration::from_secs(45);
 /// Threads of the runtime at most; one for each core but one, up to here.
 const WORKERS_MAX: usize = 8;
 /// Threads for what blocks: disk, maps, users.
@@ -219,13 +222,7 @@ fn start_and_serve(
         true => Some(bind(config, plan.place, system)?),
         false => None,
     };
-    let opened = OpenSpool::open(
-        &config.paths.queue_directory,
-        &config.spool,
-        Arc::clone(&system.clock),
-        &system.maillog,
-    );
-    let open = match opened {
+    let open = match open_when_there_is_room(config, plan.place, system) {
         Ok(open) => open,
         // A queue runner beside a daemon asks that to run the queue.
         Err(error) if error.is_locked() && !plan.listens => {
@@ -294,6 +291,42 @@ fn bind(config: &Config, place: Place, system: &System) -> Result<Server, Daemon
         }
         eprintln!("sendmail: {error}; trying again");
         std::thread::sleep(BIND_PAUSE);
+    }
+}
+
+/// Opens the queue. A start writes a segment; where a full disk has no room for one, it is waited for: without end in the
+/// foreground, for as long as for a busy port in the background, where somebody waits for the start. Until then nobody
+/// is greeted, and `mailq` reads the files. Blocks: disk, and for room; signals still end the process.
+fn open_when_there_is_room(
+    config: &Config,
+    place: Place,
+    system: &System,
+) -> Result<OpenSpool, OpenError> {
+    let mut waited = Duration::ZERO;
+    loop {
+        let opened = OpenSpool::open(
+            &config.paths.queue_directory,
+            &config.spool,
+            Arc::clone(&system.clock),
+            &system.maillog,
+        );
+        match opened {
+            Err(error) if error.is_full() => {
+                if waited.is_zero() {
+                    let text = format!("{error}: the daemon starts when there is room");
+                    system
+                        .maillog
+                        .write(Severity::Alert, 0, QueueId::None, &text);
+                    eprintln!("sendmail: {text}");
+                }
+                if place == Place::Background && waited >= ROOM_WAIT_MAX {
+                    return Err(error);
+                }
+                std::thread::sleep(ROOM_PAUSE);
+                waited += ROOM_PAUSE;
+            }
+            opened => return opened,
+        }
     }
 }
 

@@ -66,6 +66,20 @@ impl OpenError {
     }
 }
 
+impl OpenError {
+    /// Whether there is no room for what a start has to write; it passes when the disk has some again.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        matches!(
+            self,
+            Self::Spool {
+                source: SpoolError::Full(_),
+                ..
+            }
+        )
+    }
+}
+
 /// An open spool and its writer's thread.
 pub struct OpenSpool {
     /// The handle to share.
