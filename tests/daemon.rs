@@ -8,6 +8,7 @@ mod daemon;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Stdio;
 
 use daemon::{Daemon, Sandbox, wait_for};
@@ -298,4 +299,215 @@ fn the_control_socket_answers_its_owner_and_refuses_nonsense() {
     assert!(talk(b"\x05\0\0\0Rdrop").contains("bad request"));
     ask(&Request::Shutdown).unwrap();
     assert!(daemon.wait().success());
+}
+
+/// How often the log says that this message was tried.
+fn attempts(sandbox: &Sandbox, id: &str) -> usize {
+    log_lines(sandbox, id)
+        .iter()
+        .filter(|line| line.contains(", stat="))
+        .count()
+}
+
+#[test]
+fn alarm_runs_the_queue_dump_writes_the_state_and_interrupt_stops() {
+    let sandbox = Sandbox::new();
+    let daemon = sandbox.start();
+    let id = send_elsewhere(&daemon);
+    wait_for("the first attempt", || {
+        (attempts(&sandbox, &id) == 1).then_some(())
+    });
+    wait_for("an attempt after SIGALRM", || {
+        // A signal that comes while the first attempt is still being recorded runs nothing.
+        daemon.signal(Signal::SIGALRM);
+        (attempts(&sandbox, &id) > 1).then_some(())
+    });
+    daemon.signal(Signal::SIGUSR1);
+    let log = wait_for("the state in the log", || {
+        let log = sandbox.text("var/log/maillog");
+        log.contains("--- end of state dump ---").then_some(log)
+    });
+    assert!(log.contains("--- dumping state on user signal: $j = "));
+    assert!(log.contains("var/spool/mqueue/lock"), "{log}");
+    assert!(daemon.client().is_ok(), "it goes on");
+    daemon.signal(Signal::SIGINT);
+    assert!(daemon.wait().success());
+    assert!(sandbox.mailq().contains(&id));
+}
+
+#[test]
+fn a_busy_port_is_an_error_in_the_foreground_and_waited_for_in_the_background() {
+    let sandbox = Sandbox::new();
+    assert!(sandbox.start().stop().success());
+    let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = busy.local_addr().unwrap().port();
+    let options = format!("DaemonPortOptions=Addr=127.0.0.1,Port={port}");
+    let output = sandbox.run("sendmail", &["-bD", "-O", &options], "");
+    assert_eq!(output.status.code(), Some(71), "{output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains(&format!("127.0.0.1:{port}")), "{text}");
+    assert!(text.contains("Address already in use"), "{text}");
+    let logged = "SYSERR(root): opendaemonsocket: daemon MTA: cannot bind: Address already in use";
+    let count = || sandbox.text("var/log/maillog").matches(logged).count();
+    assert_eq!(count(), 1);
+    assert!(!sandbox.path().join("run/sendmail.pid").exists());
+
+    let mut starter = sandbox
+        .command("sendmail")
+        .args(["-bd", "-O", &options])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("the background daemon to find the port busy", || {
+        (count() == 2).then_some(())
+    });
+    drop(busy);
+    let status = wait_for("its start", || starter.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+    let daemon = sandbox.background();
+    assert!(daemon::SmtpClient::connect(sandbox.address()).is_ok());
+    daemon.stop();
+}
+
+#[test]
+fn the_pid_file_is_the_background_daemons_alone_and_survives_a_second_one() {
+    let sandbox = Sandbox::new();
+    assert!(sandbox.start().stop().success());
+    let daemon = sandbox.start_in_background(&["-q30m"]);
+    let path = sandbox.path().join("run/sendmail.pid");
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let text = sandbox.text("run/sendmail.pid");
+    let (pid, command) = text.split_once('\n').unwrap();
+    assert_eq!(pid, daemon.pid().to_string());
+    assert!(command.contains(" -bd "), "{command}");
+    assert!(command.ends_with(" -q30m\n"), "{command}");
+    let log = sandbox.text("var/log/maillog");
+    assert!(log.contains(": SMTP+queueing@00:30:00"), "{log}");
+    let output = sandbox.run("sendmail", &["-bD", "-O", "DaemonPortOptions=Port=0"], "");
+    assert_eq!(output.status.code(), Some(75), "{output:?}");
+    assert_eq!(sandbox.text("run/sendmail.pid"), text);
+    daemon.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_client_queue_runner_takes_what_was_dropped_and_hands_it_over_when_the_mta_is_back() {
+    let sandbox = Sandbox::new();
+    assert!(sandbox.start().stop().success());
+    let status = sandbox
+        .command("sendmail")
+        .args(["-Ac", "-q30m"])
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+    let runner = sandbox.background_in("run/sm-client.pid");
+    let output = sandbox.run("sendmail", &["postmaster"], "Subject: later\n\ndropped\n");
+    assert!(output.status.success(), "{output:?}");
+    wait_for("the drop file to be absorbed", || {
+        let folder = sandbox.path().join("var/spool/clientmqueue/drop");
+        let is_empty = std::fs::read_dir(folder).unwrap().next().is_none();
+        is_empty.then_some(())
+    });
+    let listing = || {
+        let output = sandbox.run("mailq", &["-Ac"], "");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    wait_for("a deferral, as there is no MTA", || {
+        let listing = listing();
+        (listing.contains("Deferred") && listing.contains("Total requests: 1")).then_some(())
+    });
+    // The MTA of a sandbox leaves the client queue to its runner.
+    let daemon = sandbox.start();
+    assert!(listing().contains("Total requests: 1"));
+    let output = sandbox.run("sendmail", &["-Ac", "-q"], "");
+    assert!(output.status.success(), "{output:?}");
+    wait_for_mail(&sandbox, "dropped");
+    wait_for("an empty client queue", || {
+        listing().contains("is empty").then_some(())
+    });
+    assert!(daemon.stop().success());
+    assert!(runner.is_running(), "the runner ended with the MTA");
+    runner.stop();
+    assert_eq!(sandbox.mailbox().matches("dropped").count(), 1);
+    assert!(!sandbox.path().join("run/sm-client.pid").exists());
+}
+
+/// Names the control socket to [`list_as_another_user`].
+const SOCKET_VARIABLE: &str = "DAEMON_TEST_CONTROL_SOCKET";
+
+/// The other user's side of the next test, which runs this program anew.
+#[test]
+#[ignore = "a part of another test, which runs it"]
+fn list_as_another_user() {
+    let socket = std::env::var(SOCKET_VARIABLE).unwrap();
+    let request = Request::List(Selection::all(Kind::Normal));
+    let mut conversation = Conversation::begin(Path::new(&socket), &request).unwrap();
+    loop {
+        match conversation.next_frame() {
+            Ok(Some(frame)) => println!("{frame:?}"),
+            Ok(None) => break,
+            Err(error) => {
+                println!("{error}");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn restrictmailq_keeps_the_queue_from_other_users() {
+    use std::os::unix::process::CommandExt;
+    if !nix::unistd::geteuid().is_root() {
+        // Only root can be another user.
+        return;
+    }
+    let sandbox = Sandbox::new();
+    assert!(sandbox.start().stop().success());
+    let folder = sandbox.path().parent().unwrap().to_owned();
+    let program = folder.join("test");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    for path in [
+        &folder,
+        &sandbox.path(),
+        &sandbox.path().join("run"),
+        &program,
+    ] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let list = || {
+        let output = std::process::Command::new(&program)
+            .args([
+                "--exact",
+                "list_as_another_user",
+                "--ignored",
+                "--nocapture",
+            ])
+            .env(SOCKET_VARIABLE, sandbox.path().join("run/control"))
+            .current_dir("/")
+            .uid(65534)
+            .gid(65534)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let daemon = sandbox.start();
+    let id = send_elsewhere(&daemon);
+    let shown = list();
+    assert!(shown.contains("Message("), "{shown}");
+    assert!(daemon.stop().success());
+
+    let daemon = sandbox.start_with(&["-O", "PrivacyOptions=restrictmailq"]);
+    let shown = list();
+    assert!(
+        shown.contains("You are not permitted to see the queue"),
+        "{shown}"
+    );
+    assert!(!shown.contains("Message("), "{shown}");
+    assert!(sandbox.mailq().contains(&id), "its owner may");
+    assert!(daemon.stop().success());
 }

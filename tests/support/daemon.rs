@@ -156,8 +156,13 @@ impl Sandbox {
 
     /// The daemon that the pid file names.
     pub fn background(&self) -> Background {
+        self.background_in("run/sendmail.pid")
+    }
+
+    /// The process that a pid file names.
+    pub fn background_in(&self, name: &str) -> Background {
         Background {
-            pid: self.pid_in("run/sendmail.pid"),
+            pid: self.pid_in(name),
         }
     }
 
