@@ -841,6 +841,15 @@ pub static OPTIONS: &[OptionDef] = &[
     )
     .sandbox("memory"),
     OptionDef::new(
+        "max_drop_files_per_user",
+        "10000",
+        Access::CountOrNone {
+            field: |c| &mut c.spool.max_drop_files_per_user,
+            max: 1_000_000,
+        },
+        "Messages that one user may have waiting as files for the client queue; a further one is refused with 75.",
+    ),
+    OptionDef::new(
         "queue_file_mode",
         "0600",
         Access::Form {

@@ -209,6 +209,8 @@ pub struct SpoolSettings {
     pub queue_file_mode: u32,
     /// What is asked of the file system under it.
     pub file_system: SpoolFileSystem,
+    /// Drop files that one user may have waiting; `None`: any number.
+    pub max_drop_files_per_user: Option<u32>,
 }
 
 /// Submission on the command line.

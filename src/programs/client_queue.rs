@@ -4,10 +4,11 @@
 //! way to deliver. The submitter is the drop file's owner, whatever its content says. Bad files are set aside and told
 //! to the log. Blocks: disk, on the blocking pool.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::DROP_FOLDER;
@@ -19,12 +20,15 @@ use crate::maillog::{QueueId, Severity};
 use crate::route::{Hop, RelayTo};
 use crate::spool::Spool;
 use crate::spool::drop_file::{self, DropError};
+use crate::status::Verdict;
 use crate::users::Users;
 
 /// How often the drop folder is looked at.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// The most bytes that a drop file has beyond its message's content.
 const OVERHEAD_BYTES_MAX: u64 = 32 << 20;
+/// Most files that the log is told of only once.
+const TOLD_MAX: usize = 1000;
 /// The longest file of addresses, in bytes.
 const ADDRESS_FILE_BYTES_MAX: u64 = 4096;
 
@@ -36,6 +40,8 @@ pub struct Absorber {
     spool: Spool,
     users: Arc<Users>,
     system: System,
+    /// Names of files that stay though they should not, of which the log has been told.
+    told: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Absorber {
@@ -51,6 +57,7 @@ impl Absorber {
             spool,
             users: Arc::clone(&system.users),
             system: system.clone(),
+            told: Arc::default(),
         }
     }
 
@@ -64,7 +71,7 @@ impl Absorber {
 
     /// Takes what is there now; gives how many messages that were. Blocks: disk.
     pub fn absorb_all(&self) -> usize {
-        let names = match drop_file::list(&self.folder) {
+        let names = match drop_file::list_in_turns(&self.folder) {
             Ok(names) => names,
             Err(error) => {
                 self.log(
@@ -92,18 +99,17 @@ impl Absorber {
                     maillog.write(Severity::Info, 9, QueueId::Known(message.id), &text);
                 }
                 Ok(None) => {}
-                Err(DropError::Bad { detail, .. }) => {
-                    self.log(
-                        Severity::Warning,
-                        &format!("drop file {name}: {detail}; set aside"),
-                    );
+                // Bad, or larger than the spool takes.
+                Err(error) if error.verdict() == Verdict::Permanent => {
+                    self.log(Severity::Warning, &format!("drop file {error}; set aside"));
                     if let Err(error) = drop_file::set_aside(&self.folder, &name) {
-                        self.log(Severity::Error, &error.to_string());
+                        self.complain(&name, &error);
                     }
                 }
-                // It stays, and is taken by a later look.
+                // It stays, and is taken by a later look. One that can't be read keeps none of the others back.
+                Err(error @ DropError::Io { .. }) => self.complain(&name, &error),
                 Err(error) => {
-                    self.log(Severity::Error, &format!("drop file: {error}"));
+                    self.log(Severity::Error, &format!("drop file {name}: {error}"));
                     break;
                 }
             }
@@ -118,6 +124,17 @@ impl Absorber {
             // A panic there ends the process.
             let _ = tokio::task::spawn_blocking(move || here.absorb_all()).await;
             tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Tells the log what is wrong with a file that stays, once.
+    fn complain(&self, name: &str, error: &DropError) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() >= TOLD_MAX {
+            told.clear();
+        }
+        if told.insert(name.to_owned()) {
+            self.log(Severity::Error, &format!("drop file {error}"));
         }
     }
 

@@ -346,7 +346,7 @@ impl<'a> Session<'a> {
         }
         let mut complaints: Vec<&str> = outcomes
             .iter()
-            .filter_map(|handed| handed.complaint.as_deref())
+            .filter_map(|handed| Some(handed.complaint.as_ref()?.text.as_str()))
             .collect();
         complaints.dedup();
         for text in complaints {

@@ -16,6 +16,7 @@
 //!
 //! All calls block on the disk.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -40,6 +41,8 @@ use crate::status::Verdict;
 
 /// Largest control data believed in a drop file: the envelope with all its recipients.
 const ENVELOPE_BYTES_MAX: u32 = 16 << 20;
+/// Most names of one look at a folder.
+const NAMES_MAX: usize = 100_000;
 /// Most frames believed in one: 4 GiB of content.
 const FRAMES_MAX: u32 = 16 << 10;
 
@@ -105,12 +108,21 @@ impl DropFolder for OsDropFolder<'_> {
             name: name.to_owned(),
             source,
         };
-        // NONBLOCK: opening a FIFO must not wait for a writer.
-        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or(0);
+        let path = self.0.join(name);
+        // Looked at first, as opening a device may do something, and a socket can't be opened at all.
+        let seen = std::fs::symlink_metadata(&path).map_err(failed)?;
+        if seen.is_symlink() {
+            return Err(bad("symbolic link"));
+        }
+        if !seen.is_file() {
+            return Err(bad("not a regular file"));
+        }
+        // It may have been replaced since: no link is followed, and opening a FIFO must not wait for a writer.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY).bits();
         let file = match OpenOptions::new()
             .read(true)
-            .custom_flags(flags)
-            .open(self.0.join(name))
+            .custom_flags(i32::try_from(flags).unwrap_or(0))
+            .open(&path)
         {
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
                 return Err(bad("symbolic link"));
@@ -120,6 +132,9 @@ impl DropFolder for OsDropFolder<'_> {
         let meta = file.metadata().map_err(failed)?;
         if !meta.is_file() {
             return Err(bad("not a regular file"));
+        }
+        if (meta.dev(), meta.ino()) != (seen.dev(), seen.ino()) {
+            return Err(bad("replaced while it was looked at"));
         }
         if meta.nlink() != 1 {
             return Err(bad("more than one link"));
@@ -334,6 +349,79 @@ pub fn list(folder: &Path) -> io::Result<Vec<String>> {
     names.retain(|name| number_in_name(name, "drop-").is_some());
     names.sort_unstable();
     Ok(names)
+}
+
+/// The names of the drop files in a folder, at most [`NAMES_MAX`], those of each user oldest first, and the users in
+/// turns: nobody's thousands keep another's one waiting. None if there is no folder.
+///
+/// # Errors
+/// The system's.
+pub fn list_in_turns(folder: &Path) -> io::Result<Vec<String>> {
+    /// When it was written, and its name.
+    type Aged = ((i64, i64), String);
+    let mut of_user: BTreeMap<u32, Vec<Aged>> = BTreeMap::new();
+    for name in list(folder)?.into_iter().take(NAMES_MAX) {
+        // One that is gone meanwhile has been taken.
+        if let Ok(meta) = std::fs::symlink_metadata(folder.join(&name)) {
+            let files = of_user.entry(meta.uid()).or_default();
+            files.push(((meta.mtime(), meta.mtime_nsec()), name));
+        }
+    }
+    let mut queues: Vec<_> = of_user
+        .into_values()
+        .map(|mut files| {
+            files.sort_unstable();
+            files.into_iter()
+        })
+        .collect();
+    let mut names = Vec::new();
+    while !queues.is_empty() {
+        queues.retain_mut(|queue| match queue.next() {
+            Some((_, name)) => {
+                names.push(name);
+                true
+            }
+            None => false,
+        });
+    }
+    Ok(names)
+}
+
+/// Whether a user has `limit` drop files or more waiting in a folder. A folder too small to hold so many is not read,
+/// so that the usual cost does not depend on what waits; one that can't be read (mode 0730) says nothing.
+///
+/// # Errors
+/// The system's.
+pub fn is_at_limit(folder: &Path, uid: u32, limit: u32) -> io::Result<bool> {
+    // The smallest entry: a name of 21 bytes takes more in every file system but tmpfs, which counts 20 for each.
+    const ENTRY_BYTES_MIN: u64 = 16;
+    let limit = u64::from(limit);
+    let meta = match std::fs::metadata(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
+    };
+    if meta.len() < limit.saturating_mul(ENTRY_BYTES_MIN) {
+        return Ok(false);
+    }
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(false),
+        other => other?,
+    };
+    let mut count = 0;
+    for entry in entries {
+        let entry = entry?;
+        let is_ours = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| number_in_name(name, "drop-").is_some());
+        if is_ours && entry.metadata().is_ok_and(|meta| meta.uid() == uid) {
+            count += 1;
+            if count >= limit {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 /// A drop file that is as a submitter of ours writes it.
@@ -585,7 +673,15 @@ pub fn set_aside(folder: &Path, name: &str) -> Result<(), DropError> {
         name: name.to_owned(),
         source,
     };
-    let new = name.replacen("drop-", "bad-", 1);
+    let mut new = name.replacen("drop-", "bad-", 1);
+    if std::fs::symlink_metadata(folder.join(&new)).is_ok() {
+        // What an earlier one of that name was is still to be seen.
+        let mut random = [0; 8];
+        while rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            != Ok(random.len())
+        {}
+        new = format!("{new}-{:016x}", u64::from_le_bytes(random));
+    }
     std::fs::rename(folder.join(name), folder.join(new)).map_err(failed)?;
     File::open(folder)
         .and_then(|handle| handle.sync_all())
@@ -754,6 +850,196 @@ mod tests {
         }
         set_aside(drops, &name).unwrap();
         assert!(!list(drops).unwrap().contains(&name));
+    }
+
+    /// Why a file is refused; panics if it is taken, or if the refusal is of the passing kind.
+    fn refusal(folder: &Path, name: &str, limit: u64) -> String {
+        match open(folder, name, limit).and_then(|file| file.each_chunk(&mut |_| Ok(()))) {
+            Err(DropError::Bad { detail, .. }) => detail,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_no_regular_file_with_one_link_is_refused_without_waiting() {
+        let dir = tempfile::tempdir().unwrap();
+        let drops = dir.path();
+        let name = drop_one(drops, b"hello");
+        let at = |number: u64| format!("drop-{number:016x}");
+        std::os::unix::fs::symlink(drops.join(&name), drops.join(at(1))).unwrap();
+        assert_eq!(refusal(drops, &at(1), LIMIT), "symbolic link");
+        std::os::unix::fs::symlink("/nowhere", drops.join(at(2))).unwrap();
+        assert_eq!(refusal(drops, &at(2), LIMIT), "symbolic link");
+        std::fs::create_dir(drops.join(at(3))).unwrap();
+        assert_eq!(refusal(drops, &at(3), LIMIT), "not a regular file");
+        let mode = rustix::fs::Mode::from_raw_mode(0o644);
+        let node = |number, kind, device| {
+            rustix::fs::mknodat(rustix::fs::CWD, drops.join(at(number)), kind, mode, device)
+        };
+        node(4, rustix::fs::FileType::Fifo, 0).unwrap();
+        assert_eq!(refusal(drops, &at(4), LIMIT), "not a regular file");
+        let _socket = std::os::unix::net::UnixListener::bind(drops.join(at(5))).unwrap();
+        assert_eq!(refusal(drops, &at(5), LIMIT), "not a regular file");
+        // /dev/null; only root may make one.
+        if node(
+            6,
+            rustix::fs::FileType::CharacterDevice,
+            rustix::fs::makedev(1, 3),
+        )
+        .is_ok()
+        {
+            assert_eq!(refusal(drops, &at(6), LIMIT), "not a regular file");
+        }
+        std::fs::hard_link(drops.join(&name), drops.join(at(7))).unwrap();
+        assert_eq!(refusal(drops, &at(7), LIMIT), "more than one link");
+        // Each can be set aside, a folder too, and again under the same name.
+        for number in 1..=5 {
+            set_aside(drops, &at(number)).unwrap();
+            std::fs::write(drops.join(at(number)), b"again").unwrap();
+            set_aside(drops, &at(number)).unwrap();
+        }
+        let left = list(drops).unwrap();
+        assert!(
+            (1..=5).all(|number| !left.contains(&at(number))),
+            "{left:?}"
+        );
+        let bad = std::fs::read_dir(drops).unwrap().flatten();
+        let is_bad =
+            |entry: &std::fs::DirEntry| entry.file_name().to_string_lossy().starts_with("bad-");
+        assert_eq!(bad.filter(is_bad).count(), 10, "nothing replaces another");
+    }
+
+    #[test]
+    fn lengths_in_a_file_are_believed_only_as_far_as_the_file_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let drops = dir.path();
+        let name = drop_one(drops, b"hello");
+        let good = std::fs::read(drops.join(&name)).unwrap();
+        std::fs::remove_file(drops.join(&name)).unwrap();
+        let mark = number_in_name(&name, "drop-").unwrap();
+        // A sparse file of a terabyte whose header agrees.
+        let header = |capacity| {
+            SegmentHeader {
+                number: 0,
+                mark,
+                lsn: 1,
+                batch: 1,
+                spool_id: [0; 16],
+                capacity,
+                wall_ms: 0,
+                generation: 0,
+            }
+            .encode()
+        };
+        use std::os::unix::fs::FileExt;
+        let huge = File::create(drops.join(&name)).unwrap();
+        huge.write_all_at(&good, 0).unwrap();
+        huge.write_all_at(&header(1 << 40), 0).unwrap();
+        huge.set_len(1 << 40).unwrap();
+        assert!(refusal(drops, &name, LIMIT).contains("more than the limit"));
+        // Without a limit the frames decide, and they are as good as before.
+        assert!(open(drops, &name, u64::MAX).is_ok());
+        drop(huge);
+        // A batch that says that it is longer than the file, and frames that say so.
+        for (at, what) in [
+            (8192 + 8, "batch header"),
+            (8192 + 64 + 4, "frame header checksum"),
+        ] {
+            let mut bad = good.clone();
+            bad[at..at + 4].copy_from_slice(&0x7fff_ffff_u32.to_le_bytes());
+            std::fs::write(drops.join(&name), &bad).unwrap();
+            assert_eq!(refusal(drops, &name, LIMIT), what);
+        }
+        // A frame of 4 GiB with a checksum that is right.
+        let mut bad = good.clone();
+        let mut frame = FrameHeader::decode(&good[8256..], mark).unwrap();
+        frame.length = u32::MAX;
+        bad[8256..8256 + FRAME_HEADER_BYTES].copy_from_slice(&frame.encode(mark));
+        std::fs::write(drops.join(&name), &bad).unwrap();
+        assert_eq!(refusal(drops, &name, LIMIT), "frame out of place");
+        // Two million frames.
+        let mut bad = good;
+        bad[8192 + 40..8192 + 44].copy_from_slice(&2_000_000_u32.to_le_bytes());
+        std::fs::write(drops.join(&name), &bad).unwrap();
+        assert_eq!(refusal(drops, &name, LIMIT), "batch header");
+    }
+
+    #[test]
+    fn a_name_that_is_replaced_while_it_is_looked_at_is_never_followed() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let dir = tempfile::tempdir().unwrap();
+        let drops = dir.path().join("d");
+        std::fs::create_dir(&drops).unwrap();
+        let secret = dir.path().join("secret");
+        std::fs::write(&secret, b"not for the mail").unwrap();
+        let name = drop_one(&drops, b"hello");
+        let good = std::fs::read(drops.join(&name)).unwrap();
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let next = drops.join("next");
+                while !is_done.load(Ordering::Relaxed) {
+                    std::os::unix::fs::symlink(&secret, &next).unwrap();
+                    std::fs::rename(&next, drops.join(&name)).unwrap();
+                    std::fs::write(&next, &good).unwrap();
+                    std::fs::rename(&next, drops.join(&name)).unwrap();
+                }
+            });
+            let (mut taken, mut refused) = (0, 0);
+            for _ in 0..2000 {
+                match open(&drops, &name, LIMIT) {
+                    Ok(file) => {
+                        taken += 1;
+                        // What was opened stays what it was, whatever the name means by now.
+                        file.each_chunk(&mut |bytes| {
+                            assert_eq!(bytes, b"hello");
+                            Ok(())
+                        })
+                        .unwrap();
+                    }
+                    Err(DropError::Bad { detail, .. }) => {
+                        refused += 1;
+                        let known = [
+                            "symbolic link",
+                            "replaced while it was looked at",
+                            "more than one link",
+                        ];
+                        assert!(known.contains(&detail.as_str()), "{detail}");
+                    }
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            is_done.store(true, Ordering::Relaxed);
+            assert!(taken > 0 && refused > 0, "{taken} {refused}");
+        });
+    }
+
+    #[test]
+    fn users_take_turns_and_have_a_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let drops = dir.path();
+        let own = rustix::process::geteuid().as_raw();
+        let one = drop_one(drops, b"x");
+        let good = std::fs::read(drops.join(&one)).unwrap();
+        std::fs::remove_file(drops.join(&one)).unwrap();
+        for number in 0..10_000_u64 {
+            std::fs::write(drops.join(format!("drop-{number:016x}")), &good[..16]).unwrap();
+        }
+        assert!(is_at_limit(drops, own, 10_000).unwrap());
+        assert!(!is_at_limit(drops, own, 10_001).unwrap());
+        assert!(!is_at_limit(drops, own + 1, 1).unwrap());
+        assert!(!is_at_limit(&drops.join("missing"), own, 1).unwrap());
+        // Another's one file, which only root can make, is second at the latest.
+        let other = "drop-ffffffffffffffff";
+        std::fs::write(drops.join(other), &good).unwrap();
+        let names = if std::os::unix::fs::chown(drops.join(other), Some(own + 1), None).is_ok() {
+            let names = list_in_turns(drops).unwrap();
+            assert_eq!(names.iter().position(|name| name == other), Some(1));
+            names
+        } else {
+            list_in_turns(drops).unwrap()
+        };
+        assert_eq!(names.len(), 10_001, "all have their turn");
     }
 
     #[test]

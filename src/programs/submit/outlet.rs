@@ -25,16 +25,24 @@ pub(super) struct Handed {
     /// Whether a deferred recipient is on stable storage.
     pub(super) is_stored: bool,
     /// Why it could not be stored.
-    pub(super) complaint: Option<String>,
+    pub(super) complaint: Option<Complaint>,
+}
+
+/// Why a message could not be stored.
+#[derive(Debug, Clone)]
+pub(super) struct Complaint {
+    /// For the user and the log.
+    pub(super) text: String,
+    /// What the program ends with.
+    exit: ExitCode,
 }
 
 impl Handed {
     /// The exit code it asks for if it is neither delivered nor stored.
     pub(super) fn exit(&self) -> ExitCode {
-        if self.complaint.is_some() {
-            ExitCode::OsErr
-        } else {
-            exit_of(&self.outcome)
+        match &self.complaint {
+            Some(complaint) => complaint.exit,
+            None => exit_of(&self.outcome),
         }
     }
 }
@@ -168,13 +176,26 @@ impl<'a> Outlet<'a> {
     }
 
     /// Durable when it returns without an error.
-    fn store(&self, parcel: &Parcel<'_>, envelope: &Envelope) -> Result<(), String> {
+    fn store(&self, parcel: &Parcel<'_>, envelope: &Envelope) -> Result<(), Complaint> {
         let write = || -> Result<(), StoreError> {
+            let uid = rustix::process::getuid().as_raw();
+            if let Some(limit) = self.config.spool.max_drop_files_per_user
+                && drop_file::is_at_limit(&self.folder, uid, limit).map_err(StoreError::Look)?
+            {
+                return Err(StoreError::Limit(limit));
+            }
             let mut content = (parcel.content)().map_err(StoreError::Content)?;
             drop_file::write(&self.folder, parcel.id, envelope, &mut *content)?;
             Ok(())
         };
-        write().map_err(|error| format!("cannot queue in {}: {error}", self.folder.display()))
+        write().map_err(|error| Complaint {
+            text: format!("cannot queue in {}: {error}", self.folder.display()),
+            // The limit passes by itself; the rest wants somebody to look.
+            exit: match error {
+                StoreError::Limit(_) => ExitCode::TempFail,
+                _ => ExitCode::OsErr,
+            },
+        })
     }
 }
 
@@ -182,6 +203,10 @@ impl<'a> Outlet<'a> {
 enum StoreError {
     #[error("reading the message back: {0}")]
     Content(io::Error),
+    #[error("looking at what waits: {0}")]
+    Look(io::Error),
+    #[error("{0} messages of this user wait there already (max_drop_files_per_user)")]
+    Limit(u32),
     #[error(transparent)]
     Spool(#[from] SpoolError),
 }
