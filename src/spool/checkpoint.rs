@@ -5,7 +5,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `SPOOLCKP` |
-//! | 8 | 2 | format version, 1 |
+//! | 8 | 2 | format version, 2 |
 //! | 16 | 16 | spool id |
 //! | 32 | 8 | Lsn covered: all frames up to it are in here |
 //! | 40 | 8 | batch covered |
@@ -18,8 +18,16 @@
 //! | 4092 | 4 | checksum of bytes 0 to 4091 |
 //!
 //! The body is messages, segments and marks one after another; it is stored in blocks of 64 KiB (the last one
-//! shorter), each followed by its checksum. Written as `tmp-checkpoint`, synced, renamed, directory synced; the two
-//! newest are kept.
+//! shorter), each followed by its checksum. A message: id (u64), due in Unix ms (u64), its Envelope or Relocation as a
+//! place (segment u32, offset in units of 8 bytes u32, payload length u32), units of 8 bytes of content in that segment
+//! (u32), flags (u32: 1 held, 2 warned, 4 relocated, 16 extra), and its recipient: the place of its last Outcome and a
+//! word (u32: tries in 24 bits, standing in two, has an outcome, has one in the Relocation). With `extra` the recipient
+//! means nothing, and there follow: recipients (u32 and so many as before), expansions (u32 and for each segment u64,
+//! offset u64, length u32), the Hold (u8 0 or 1, and its place), other segments with content (u32 and for each segment
+//! u64, bytes u64). A segment: number, mark, last Lsn, last batch (u64 each), flags (u8: 1 sealed, 2 quarantined). A mark: mark, id.
+//!
+//! Written as `tmp-checkpoint`, synced, renamed, directory synced; the two newest are kept. What is written is a
+//! [`Snapshot`] that shares the index's slabs, so that the writer never waits for a checkpoint.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -27,16 +35,18 @@ use std::time::Duration;
 
 use super::format::field::{put, u16_at, u64_at};
 use super::format::{BatchNumber, Lsn, SegmentNumber};
-use super::index::{Entry, Index, Now, Place, RecipientEntry, Standing};
+use super::index::{Index, Now, Packed, Snapshot};
 use super::segment::{SegmentFate, number_in_name};
-use super::storage::{Storage, read_exact_at};
+use super::storage::{Storage, StorageFile, read_exact_at};
 use super::{Inner, SpoolError, lock};
 use crate::envelope::MessageId;
 
 const MAGIC: &[u8; 8] = b"SPOOLCKP";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const HEADER_BYTES: usize = 4096;
 const BLOCK_BYTES: usize = 64 << 10;
+/// Blocks written or read at once.
+const BLOCKS_AT_ONCE: usize = 16;
 const TEMPORARY: &str = "tmp-checkpoint";
 /// Largest body believed: 100 bytes and more for each of 10 million messages.
 const BODY_BYTES_MAX: u64 = 16 << 30;
@@ -80,66 +90,20 @@ pub(super) struct Loaded {
     pub(super) bytes: u64,
 }
 
-/// Writes a checkpoint of the index as it stands now. Blocks: disk; the index is locked only while it is copied out.
+/// Writes a checkpoint of the index as it stands now. Blocks: disk; the index is locked only while the snapshot is
+/// taken.
 ///
 /// # Errors
 /// [`SpoolError::Full`] (nothing changed), [`SpoolError::Io`] (the caller poisons).
 pub(super) fn write(inner: &Arc<Inner>) -> Result<(), SpoolError> {
     let journal_bytes = inner.journal_bytes.load(Ordering::Relaxed);
     let now = inner.now();
-    let mut body = Vec::new();
     // The segment table is read first: a segment sealed meanwhile is then taken for open, and scanned.
     let fates = inner.segments.fates();
-    let (lsn, batch, messages, marks) = {
-        let index = lock(&inner.index);
-        for (id, entry) in index.entries() {
-            put_entry(&mut body, id, entry, now);
-        }
-        let marks: Vec<_> = index.drop_marks().collect();
-        (index.applied_lsn, index.applied_batch, index.len(), marks)
-    };
+    let snapshot = lock(&inner.index).snapshot();
+    let lsn = snapshot.applied_lsn;
     if lock(&inner.checkpoints).kept.last() == Some(&lsn) {
         return Ok(());
-    }
-    for (number, mark, fate) in &fates {
-        body.extend_from_slice(&number.to_le_bytes());
-        body.extend_from_slice(&mark.to_le_bytes());
-        body.extend_from_slice(&fate.last_lsn.to_le_bytes());
-        body.extend_from_slice(&fate.last_batch.to_le_bytes());
-        body.push(u8::from(fate.is_sealed) | u8::from(fate.is_quarantined) << 1);
-    }
-    for (mark, id) in &marks {
-        body.extend_from_slice(&mark.to_le_bytes());
-        body.extend_from_slice(&id.number().to_le_bytes());
-    }
-    let mut header = vec![0; HEADER_BYTES];
-    put(&mut header, 0, MAGIC);
-    put(&mut header, 8, &VERSION.to_le_bytes());
-    put(&mut header, 16, &inner.segments.spool_id());
-    let numbers = [
-        lsn,
-        batch,
-        inner.next_id.load(Ordering::Relaxed),
-        inner.segments.next_segment(),
-        messages,
-        fates.len() as u64,
-        marks.len() as u64,
-        body.len() as u64,
-    ];
-    for (at, number) in numbers.iter().enumerate() {
-        put(&mut header, 32 + 8 * at, &number.to_le_bytes());
-    }
-    let sum = crc32fast::hash(header.get(..4092).unwrap_or_default());
-    put(&mut header, 4092, &sum.to_le_bytes());
-
-    let sums: Vec<[u8; 4]> = body
-        .chunks(BLOCK_BYTES)
-        .map(|block| crc32fast::hash(block).to_le_bytes())
-        .collect();
-    let mut pieces: Vec<&[u8]> = vec![&header];
-    for (block, sum) in body.chunks(BLOCK_BYTES).zip(&sums) {
-        pieces.push(block);
-        pieces.push(sum);
     }
     let storage = &*inner.storage;
     let name = checkpoint_name(lsn);
@@ -147,17 +111,19 @@ pub(super) fn write(inner: &Arc<Inner>) -> Result<(), SpoolError> {
         let file = storage
             .create(TEMPORARY)
             .map_err(|e| SpoolError::io("create", TEMPORARY, e))?;
-        file.write_at(0, &pieces)
+        let bytes = put_all(inner, &*file, &snapshot, &fates, now)
             .map_err(|e| SpoolError::io("write", TEMPORARY, e))?;
+        drop(snapshot);
         // The name must not be durable before the bytes are.
         #[cfg(test)]
         if super::faults::seeded(super::faults::Fault::CheckpointBeforeSync) {
             storage
                 .rename(TEMPORARY, &name)
                 .map_err(|e| SpoolError::io("rename", TEMPORARY, e))?;
-            return storage
+            storage
                 .sync_dir()
-                .map_err(|e| SpoolError::io("sync", ".", e));
+                .map_err(|e| SpoolError::io("sync", ".", e))?;
+            return Ok(bytes);
         }
         file.sync()
             .map_err(|e| SpoolError::io("sync", TEMPORARY, e))?;
@@ -166,16 +132,20 @@ pub(super) fn write(inner: &Arc<Inner>) -> Result<(), SpoolError> {
             .map_err(|e| SpoolError::io("rename", TEMPORARY, e))?;
         storage
             .sync_dir()
-            .map_err(|e| SpoolError::io("sync", ".", e))
+            .map_err(|e| SpoolError::io("sync", ".", e))?;
+        Ok(bytes)
     })();
-    if written.is_err() {
-        let _ = storage.unlink(TEMPORARY);
-        return written;
-    }
+    let bytes = match written {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let _ = storage.unlink(TEMPORARY);
+            return Err(error);
+        }
+    };
     let superfluous: Vec<Lsn> = {
         let mut state = lock(&inner.checkpoints);
         state.kept.push(lsn);
-        state.bytes = HEADER_BYTES as u64 + body.len() as u64;
+        state.bytes = bytes;
         state.journal_bytes = journal_bytes;
         state.at = now.monotonic;
         let superfluous = state.kept.len().saturating_sub(2);
@@ -195,121 +165,174 @@ pub(super) fn write(inner: &Arc<Inner>) -> Result<(), SpoolError> {
     Ok(())
 }
 
-fn put_place(out: &mut Vec<u8>, place: Place) {
-    out.extend_from_slice(&place.segment.to_le_bytes());
-    out.extend_from_slice(&place.offset.to_le_bytes());
-    out.extend_from_slice(&place.length.to_le_bytes());
+/// Writes body and header, and says how many bytes they take.
+fn put_all(
+    inner: &Inner,
+    file: &dyn StorageFile,
+    snapshot: &Snapshot,
+    fates: &[(SegmentNumber, u64, SegmentFate)],
+    now: Now,
+) -> std::io::Result<u64> {
+    let mut body = Body {
+        file,
+        bytes: Vec::with_capacity(BLOCKS_AT_ONCE * (BLOCK_BYTES + 4)),
+        block_start: 0,
+        offset: HEADER_BYTES as u64,
+        body_bytes: 0,
+    };
+    let mut record = Vec::new();
+    for (packed, extra) in snapshot.messages() {
+        record.clear();
+        packed.put(extra, &mut record, |due| Index::due_to_wall(due, now));
+        body.put(&record)?;
+    }
+    for (number, mark, fate) in fates {
+        record.clear();
+        for field in [*number, *mark, fate.last_lsn, fate.last_batch] {
+            record.extend_from_slice(&field.to_le_bytes());
+        }
+        record.push(u8::from(fate.is_sealed) | u8::from(fate.is_quarantined) << 1);
+        body.put(&record)?;
+    }
+    for (mark, id) in &snapshot.marks {
+        body.put(&mark.to_le_bytes())?;
+        body.put(&id.number().to_le_bytes())?;
+    }
+    let body_bytes = body.end()?;
+    let mut header = vec![0; HEADER_BYTES];
+    put(&mut header, 0, MAGIC);
+    put(&mut header, 8, &VERSION.to_le_bytes());
+    put(&mut header, 16, &inner.segments.spool_id());
+    let numbers = [
+        snapshot.applied_lsn,
+        snapshot.applied_batch,
+        inner.next_id.load(Ordering::Relaxed),
+        inner.segments.next_segment(),
+        snapshot.messages,
+        fates.len() as u64,
+        snapshot.marks.len() as u64,
+        body_bytes,
+    ];
+    for (at, number) in numbers.iter().enumerate() {
+        put(&mut header, 32 + 8 * at, &number.to_le_bytes());
+    }
+    let sum = crc32fast::hash(header.get(..4092).unwrap_or_default());
+    put(&mut header, 4092, &sum.to_le_bytes());
+    file.write_at(0, &[&header])?;
+    Ok(HEADER_BYTES as u64 + body_bytes)
 }
 
-fn put_entry(out: &mut Vec<u8>, id: MessageId, entry: &Entry, now: Now) {
-    out.extend_from_slice(&id.number().to_le_bytes());
-    put_place(out, entry.envelope);
-    out.extend_from_slice(&entry.first_segment.to_le_bytes());
-    out.extend_from_slice(&entry.content_bytes.to_le_bytes());
-    out.extend_from_slice(&Index::due_to_wall(entry.due, now).to_le_bytes());
-    out.push(
-        u8::from(entry.is_held)
-            | u8::from(entry.has_warned) << 1
-            | u8::from(entry.hold.is_some()) << 2,
-    );
-    if let Some(hold) = entry.hold {
-        put_place(out, hold);
-    }
-    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_le_bytes();
-    out.extend_from_slice(&count(entry.recipients.len()));
-    for recipient in &entry.recipients {
-        let standing = match recipient.standing {
-            Standing::Pending => 0,
-            Standing::Expanded => 1,
-            Standing::Delivered => 2,
-            Standing::Failed => 3,
-        };
-        out.push(standing | u8::from(recipient.last.is_some()) << 7);
-        out.extend_from_slice(&recipient.tries.to_le_bytes());
-        if let Some(last) = recipient.last {
-            put_place(out, last);
+/// Writes the body in blocks, several at once.
+struct Body<'a> {
+    file: &'a dyn StorageFile,
+    /// Blocks that are complete, and the one that is not.
+    bytes: Vec<u8>,
+    block_start: usize,
+    offset: u64,
+    body_bytes: u64,
+}
+
+impl Body<'_> {
+    fn put(&mut self, mut bytes: &[u8]) -> std::io::Result<()> {
+        self.body_bytes += bytes.len() as u64;
+        loop {
+            let room = BLOCK_BYTES - (self.bytes.len() - self.block_start);
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.bytes.extend_from_slice(now);
+            bytes = later;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            self.end_block();
+            if self.bytes.len() >= BLOCKS_AT_ONCE * (BLOCK_BYTES + 4) {
+                self.write()?;
+            }
         }
     }
-    out.extend_from_slice(&count(entry.expansions.len()));
-    for place in &entry.expansions {
-        put_place(out, *place);
+
+    fn end_block(&mut self) {
+        let sum = crc32fast::hash(self.bytes.get(self.block_start..).unwrap_or_default());
+        self.bytes.extend_from_slice(&sum.to_le_bytes());
+        self.block_start = self.bytes.len();
+    }
+
+    fn write(&mut self) -> std::io::Result<()> {
+        self.file.write_at(self.offset, &[&self.bytes])?;
+        self.offset += self.bytes.len() as u64;
+        self.bytes.clear();
+        self.block_start = 0;
+        Ok(())
+    }
+
+    fn end(mut self) -> std::io::Result<u64> {
+        if self.bytes.len() > self.block_start {
+            self.end_block();
+        }
+        if !self.bytes.is_empty() {
+            self.write()?;
+        }
+        Ok(self.body_bytes)
     }
 }
 
-struct Take<'a>(&'a [u8]);
+/// Reads the body block by block, each verified before anything of it is used.
+pub(super) struct Take<'a> {
+    file: &'a dyn StorageFile,
+    /// Bytes of the body that are not yet read.
+    rest: u64,
+    offset: u64,
+    bytes: Vec<u8>,
+    at: usize,
+    trouble: Option<String>,
+}
 
 impl Take<'_> {
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (head, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
-        Some(*head)
-    }
-    fn u64(&mut self) -> Option<u64> {
-        self.array().map(u64::from_le_bytes)
-    }
-    fn u32(&mut self) -> Option<u32> {
-        self.array().map(u32::from_le_bytes)
-    }
-    fn u8(&mut self) -> Option<u8> {
-        self.array::<1>().map(|[byte]| byte)
-    }
-    fn place(&mut self) -> Option<Place> {
-        Some(Place {
-            segment: self.u64()?,
-            offset: self.u64()?,
-            length: self.u32()?,
-        })
+    /// Sees to it that so many bytes are at hand.
+    fn fetch(&mut self, count: usize) -> Option<()> {
+        while self.bytes.len() - self.at < count {
+            if self.rest == 0 || self.trouble.is_some() {
+                return None;
+            }
+            self.bytes.drain(..self.at);
+            self.at = 0;
+            let most = usize::try_from(self.rest).unwrap_or(usize::MAX);
+            let body = most.min(BLOCKS_AT_ONCE * BLOCK_BYTES);
+            let mut read = vec![0; body + 4 * body.div_ceil(BLOCK_BYTES)];
+            if let Err(error) = read_exact_at(self.file, self.offset, &mut read) {
+                self.trouble = Some(error.to_string());
+                return None;
+            }
+            for block in read.chunks(BLOCK_BYTES + 4) {
+                let (data, sum) = block.split_last_chunk::<4>().map(|(d, s)| (d, *s))?;
+                if crc32fast::hash(data).to_le_bytes() != sum {
+                    self.trouble = Some(format!("checksum of the block at byte {}", self.offset));
+                    return None;
+                }
+                self.bytes.extend_from_slice(data);
+                self.offset += block.len() as u64;
+            }
+            self.rest -= body as u64;
+        }
+        Some(())
     }
 
-    fn entry(&mut self, index: &Index, now: Now) -> Option<(MessageId, Entry)> {
-        let id = MessageId::from_number(self.u64()?);
-        let envelope = self.place()?;
-        let first_segment = self.u64()?;
-        let content_bytes = self.u64()?;
-        let due = index.due_from_wall(self.u64()?, now);
-        let flags = self.u8()?;
-        let hold = if flags & 4 == 0 {
-            None
-        } else {
-            Some(self.place()?)
-        };
-        let mut recipients = Vec::new();
-        for _ in 0..self.u32()? {
-            let (state, tries) = (self.u8()?, self.u32()?);
-            let last = if state & 0x80 == 0 {
-                None
-            } else {
-                Some(self.place()?)
-            };
-            let standing = match state & 0x7f {
-                0 => Standing::Pending,
-                1 => Standing::Expanded,
-                2 => Standing::Delivered,
-                3 => Standing::Failed,
-                _ => return None,
-            };
-            recipients.push(RecipientEntry {
-                standing,
-                tries,
-                last,
-            });
-        }
-        let mut expansions = Vec::new();
-        for _ in 0..self.u32()? {
-            expansions.push(self.place()?);
-        }
-        let entry = Entry {
-            envelope,
-            first_segment,
-            content_bytes,
-            due,
-            is_held: flags & 1 != 0,
-            has_warned: flags & 2 != 0,
-            recipients,
-            expansions,
-            hold,
-        };
-        Some((id, entry))
+    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.fetch(N)?;
+        let found = self.bytes.get(self.at..)?.first_chunk::<N>().copied();
+        self.at += N;
+        found
+    }
+
+    pub(super) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(super) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(super) fn u8(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[byte]| byte)
     }
 }
 
@@ -351,33 +374,35 @@ pub(super) fn load(
     {
         return Err("cut off".into());
     }
-    let mut body = Vec::new();
-    let mut offset = HEADER_BYTES as u64;
-    while (body.len() as u64) < body_bytes {
-        let len = usize::try_from(body_bytes - body.len() as u64)
-            .unwrap_or(usize::MAX)
-            .min(BLOCK_BYTES);
-        let mut block = vec![0; len + 4];
-        read_exact_at(&*file, offset, &mut block).map_err(|e| e.to_string())?;
-        let (data, sum) = block.split_at(len);
-        if crc32fast::hash(data).to_le_bytes() != sum {
-            return Err(format!("checksum of the block at byte {offset}"));
-        }
-        body.extend_from_slice(data);
-        offset += block.len() as u64;
-    }
+    let mut take = Take {
+        file: &*file,
+        rest: body_bytes,
+        offset: HEADER_BYTES as u64,
+        bytes: Vec::new(),
+        at: 0,
+        trouble: None,
+    };
+    let loaded = take_all(&mut take, &header, due_ahead_max, now);
+    loaded.ok_or_else(|| take.trouble.unwrap_or_else(|| "malformed body".into()))
+}
+
+fn take_all(
+    take: &mut Take<'_>,
+    header: &[u8],
+    due_ahead_max: Duration,
+    now: Now,
+) -> Option<Loaded> {
+    let number = |at: usize| u64_at(header, 32 + 8 * at);
     let mut index = Index::new(due_ahead_max);
-    let mut take = Take(&body);
-    let bad = "malformed body";
-    for _ in 0..number(4) {
-        let (id, entry) = take.entry(&index, now).ok_or(bad)?;
-        index.insert(id, entry);
+    for _ in 0..number(4)? {
+        let (packed, extra) = Packed::take(take, |due| index.due_from_wall(due, now))?;
+        index.load(packed, extra).ok()?;
     }
     let mut segments = Vec::new();
-    for _ in 0..number(5) {
-        let (segment, mark) = (take.u64().ok_or(bad)?, take.u64().ok_or(bad)?);
-        let (last_lsn, last_batch) = (take.u64().ok_or(bad)?, take.u64().ok_or(bad)?);
-        let flags = take.u8().ok_or(bad)?;
+    for _ in 0..number(5)? {
+        let (segment, mark) = (take.u64()?, take.u64()?);
+        let (last_lsn, last_batch) = (take.u64()?, take.u64()?);
+        let flags = take.u8()?;
         let fate = SegmentFate {
             is_sealed: flags & 1 != 0,
             is_quarantined: flags & 2 != 0,
@@ -386,26 +411,23 @@ pub(super) fn load(
         };
         segments.push((segment, mark, fate));
     }
-    for _ in 0..number(6) {
-        let (mark, id) = (take.u64().ok_or(bad)?, take.u64().ok_or(bad)?);
+    for _ in 0..number(6)? {
+        let (mark, id) = (take.u64()?, take.u64()?);
         index.add_drop_mark(mark, MessageId::from_number(id));
     }
-    if !take.0.is_empty() {
-        return Err(bad.into());
+    if take.rest > 0 || take.at < take.bytes.len() {
+        return None;
     }
-    index.applied_lsn = number(0);
-    index.applied_batch = number(1);
-    Ok(Loaded {
+    index.applied_lsn = number(0)?;
+    index.applied_batch = number(1)?;
+    Some(Loaded {
         index,
-        spool_id: header
-            .get(16..32)
-            .and_then(|b| b.try_into().ok())
-            .ok_or(bad)?,
-        lsn: number(0),
-        batch: number(1),
-        next_id: number(2),
-        next_segment: number(3),
+        spool_id: header.get(16..32).and_then(|b| b.try_into().ok())?,
+        lsn: number(0)?,
+        batch: number(1)?,
+        next_id: number(2)?,
+        next_segment: number(3)?,
         segments,
-        bytes: HEADER_BYTES as u64 + body_bytes,
+        bytes: HEADER_BYTES as u64 + number(7)?,
     })
 }

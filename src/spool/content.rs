@@ -4,8 +4,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::format::{FRAME_HEADER_BYTES, FrameHeader, Kind, SegmentNumber};
-use super::index::{Entry, Index, Now, Place, Standing};
-use super::record::{self, Extent};
+use super::index::{Entry, Index, Last, Now, Place, Standing};
+use super::record::{self, Extent, RelocationRecord};
 use super::segment::{Segment, segment_name};
 use super::storage::read_exact_at;
 use super::{SpoolError, StoredMessage};
@@ -66,6 +66,77 @@ fn malformed(place: Place, error: record::Malformed) -> SpoolError {
     }
 }
 
+/// What is on disk of a message besides its content: its records, payload by payload.
+pub(super) struct Records {
+    /// The Envelope's payload, extents included.
+    pub(super) envelope: Vec<u8>,
+    /// Payloads of the Expansions, in order.
+    pub(super) expansions: Vec<Vec<u8>>,
+    /// For each recipient the payload of its last Outcome, if it is kept.
+    pub(super) outcomes: Vec<Option<Vec<u8>>>,
+    /// Payload of the last Hold.
+    pub(super) hold: Option<Vec<u8>>,
+}
+
+/// Reads the frame that holds the envelope: the envelope's payload, and the Relocation around it if it is one.
+fn read_head(
+    segments: FindSegment<'_>,
+    id: MessageId,
+    entry: &Entry,
+) -> Result<(Vec<u8>, Option<RelocationRecord>), SpoolError> {
+    let segment = find(segments, entry.envelope.segment)?;
+    if !entry.is_relocated {
+        return Ok((
+            read_frame(&segment, id, Kind::Envelope, entry.envelope)?,
+            None,
+        ));
+    }
+    let payload = read_frame(&segment, id, Kind::Relocation, entry.envelope)?;
+    let bad = |e| malformed(entry.envelope, e);
+    let envelope = record::relocated_envelope(&payload).map_err(bad)?.to_vec();
+    Ok((
+        envelope,
+        Some(record::decode_relocation(&payload).map_err(bad)?),
+    ))
+}
+
+/// Reads all records of a message.
+pub(super) fn records(
+    segments: FindSegment<'_>,
+    id: MessageId,
+    entry: &Entry,
+) -> Result<Records, SpoolError> {
+    let read =
+        |kind: Kind, place: Place| read_frame(&*find(segments, place.segment)?, id, kind, place);
+    let (envelope, relocation) = read_head(segments, id, entry)?;
+    let (mut expansions, mut hold, mut relocated) = (Vec::new(), None, Vec::new());
+    if let Some(relocation) = relocation {
+        expansions = relocation.expansions;
+        hold = relocation.hold;
+        relocated = relocation.recipients;
+    }
+    for place in &entry.expansions {
+        expansions.push(read(Kind::Expansion, *place)?);
+    }
+    if let Some(place) = entry.hold {
+        hold = Some(read(Kind::Hold, place)?);
+    }
+    let mut outcomes = Vec::with_capacity(entry.recipients.len());
+    for (at, recipient) in entry.recipients.iter().enumerate() {
+        outcomes.push(match recipient.last {
+            Last::Nowhere => None,
+            Last::At(place) => Some(read(Kind::Outcome, place)?),
+            Last::Relocated => relocated.get_mut(at).and_then(|(_, _, last)| last.take()),
+        });
+    }
+    Ok(Records {
+        envelope,
+        expansions,
+        outcomes,
+        hold,
+    })
+}
+
 /// Reads a message's envelope, expansions and last outcomes.
 pub(super) fn message(
     segments: FindSegment<'_>,
@@ -74,42 +145,32 @@ pub(super) fn message(
     is_leased: bool,
     now: Now,
 ) -> Result<StoredMessage, SpoolError> {
-    let read =
-        |kind: Kind, place: Place| read_frame(&*find(segments, place.segment)?, id, kind, place);
-    let payload = read(Kind::Envelope, entry.envelope)?;
-    let envelope = record::decode_envelope(&payload).map_err(|e| malformed(entry.envelope, e))?;
+    let records = records(segments, id, entry)?;
+    let bad = |e| malformed(entry.envelope, e);
+    let envelope = record::decode_envelope(&records.envelope).map_err(bad)?;
+    let facts = record::envelope_facts(&records.envelope).map_err(bad)?;
     let mut targets: Vec<Recipient> = envelope.recipients.clone();
-    for place in &entry.expansions {
-        let payload = read(Kind::Expansion, *place)?;
-        let expansion = record::decode_expansion(&payload).map_err(|e| malformed(*place, e))?;
+    for payload in &records.expansions {
+        let expansion = record::decode_expansion(payload).map_err(bad)?;
         if usize::try_from(expansion.first_child) != Ok(targets.len()) {
-            return Err(malformed(*place, record::Malformed("expansion")));
+            return Err(bad(record::Malformed("expansion")));
         }
         targets.extend(expansion.children);
     }
     let mut recipients = Vec::with_capacity(targets.len());
-    for (recipient, standing) in targets.into_iter().zip(&entry.recipients) {
+    let states = entry.recipients.iter().zip(records.outcomes);
+    for (recipient, (standing, outcome)) in targets.into_iter().zip(states) {
         let state = match standing.standing {
             Standing::Expanded => RecipientState::Expanded,
             Standing::Delivered => RecipientState::Delivered,
             Standing::Failed => RecipientState::Failed,
-            Standing::Pending => {
-                let last = match standing.last {
+            Standing::Pending => RecipientState::Pending {
+                last: match outcome {
                     None => None,
-                    Some(place) => {
-                        let payload = read(Kind::Outcome, place)?;
-                        Some(
-                            record::decode_outcome(&payload)
-                                .map_err(|e| malformed(place, e))?
-                                .outcome,
-                        )
-                    }
-                };
-                RecipientState::Pending {
-                    last,
-                    tries: standing.tries,
-                }
-            }
+                    Some(payload) => Some(record::decode_outcome(&payload).map_err(bad)?.outcome),
+                },
+                tries: standing.tries,
+            },
         };
         recipients.push((recipient, state));
     }
@@ -121,7 +182,7 @@ pub(super) fn message(
         is_held: entry.is_held,
         has_warned: entry.has_warned,
         is_leased,
-        content_bytes: entry.content_bytes,
+        content_bytes: facts.content_bytes,
     })
 }
 
@@ -139,12 +200,12 @@ impl ContentReader {
         id: MessageId,
         entry: &Entry,
     ) -> Result<Self, SpoolError> {
-        let segment = find(segments, entry.envelope.segment)?;
-        let payload = read_frame(&segment, id, Kind::Envelope, entry.envelope)?;
-        let extents = record::decode_extents(&payload).map_err(|e| malformed(entry.envelope, e))?;
+        let (payload, _) = read_head(segments, id, entry)?;
+        let bad = |e| malformed(entry.envelope, e);
+        let extents = record::decode_extents(&payload).map_err(bad)?;
         let total: u64 = extents.iter().map(|extent| u64::from(extent.length)).sum();
-        if total != entry.content_bytes {
-            return Err(malformed(entry.envelope, record::Malformed("envelope")));
+        if total != record::envelope_facts(&payload).map_err(bad)?.content_bytes {
+            return Err(bad(record::Malformed("envelope")));
         }
         let mut chunks = Vec::with_capacity(extents.len());
         for extent in extents {

@@ -544,7 +544,7 @@ impl Writer {
                 let payload = match submissions.get(laid.submission) {
                     Some(Submission::Chunk { reception, .. }) => {
                         if !reception.is_abandoned.load(Ordering::Relaxed) {
-                            index.pin(segment.number);
+                            index.pin(segment.number, 0);
                             lock(&reception.pins).push(segment.number);
                         }
                         continue;

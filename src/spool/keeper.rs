@@ -124,7 +124,7 @@ impl Keeper {
                 if seeded(Fault::PinnedRecycled) {
                     return fate.last_lsn <= covered;
                 }
-                fate.last_lsn <= covered && !lock(&inner.index).is_pinned(number)
+                fate.last_lsn <= covered && lock(&inner.index).pinned(number).is_none()
             })?;
         Ok(())
     }

@@ -385,7 +385,7 @@ impl Spool {
         let (entry, is_leased) = {
             let index = lock(&self.inner.index);
             (
-                index.get(id).cloned().ok_or(SpoolError::NotFound(id))?,
+                index.get(id).ok_or(SpoolError::NotFound(id))?,
                 index.is_leased(id),
             )
         };
@@ -405,7 +405,6 @@ impl Spool {
     pub fn content(&self, id: MessageId) -> Result<ContentReader, SpoolError> {
         let entry = lock(&self.inner.index)
             .get(id)
-            .cloned()
             .ok_or(SpoolError::NotFound(id))?;
         ContentReader::open(&|n| self.inner.segments.get(n), id, &entry)
     }
@@ -480,7 +479,7 @@ impl Spool {
     }
 
     fn control(&self, id: MessageId, frame: FrameIn) -> Result<CommitTicket, SpoolError> {
-        if lock(&self.inner.index).get(id).is_none() {
+        if !lock(&self.inner.index).contains(id) {
             return Err(SpoolError::NotFound(id));
         }
         Ok(self.inner.submit_commit(Commit {

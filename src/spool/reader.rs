@@ -88,7 +88,7 @@ impl SpoolReader {
     /// As [`super::Spool::message`]; `Damaged` also when the message has ended and its place was used again.
     pub fn message(&self, id: MessageId) -> Result<StoredMessage, SpoolError> {
         let entry = self.index.get(id).ok_or(SpoolError::NotFound(id))?;
-        content::message(&|n| self.segment(n), id, entry, false, self.now)
+        content::message(&|n| self.segment(n), id, &entry, false, self.now)
     }
 
     /// A message's content.
@@ -97,7 +97,7 @@ impl SpoolReader {
     /// As [`SpoolReader::message`].
     pub fn content(&self, id: MessageId) -> Result<ContentReader, SpoolError> {
         let entry = self.index.get(id).ok_or(SpoolError::NotFound(id))?;
-        ContentReader::open(&|n| self.segment(n), id, entry)
+        ContentReader::open(&|n| self.segment(n), id, &entry)
     }
 
     fn segment(&self, number: SegmentNumber) -> Option<Arc<Segment>> {

@@ -1,4 +1,4 @@
-//! Payloads of control frames: envelope, expansion, outcome, hold, void. Encode and decode stand side by side.
+//! Payloads of control frames: envelope, expansion, outcome, hold, relocation, void. Encode and decode stand side by side.
 //!
 //! Every payload starts with a version byte, 1. Strings are a 32-bit length and UTF-8 bytes; optional values are a
 //! byte 0 or 1 and the value. Lengths are checked against what is there before anything is allocated.
@@ -7,9 +7,13 @@
 //! (u32: 1 quarantined), mark of the drop file (u64), then the fields in the order of [`encode_envelope`], and last, as only the writer knows them,
 //! the extents: for each chunk segment (u64), offset of the frame header (u64), payload length (u32); then their
 //! number (u32).
+//!
+//! Relocation: version, flags (u8: 1 held, 2 warned), 2 bytes 0, due in Unix ms (u64); recipients (u32) and for each standing
+//! (u8), tries (u32) and, optionally, length and payload of its last Outcome; expansions (u32) and for each length and payload;
+//! optionally length and payload of the last Hold; and to the end the payload of the Envelope, its extents the new ones.
 
 use super::format::field::{u32_at, u64_at};
-use super::format::{BatchNumber, SegmentNumber};
+use super::format::{BatchNumber, FRAME_HEADER_BYTES, SegmentNumber};
 use crate::address::ReversePath;
 use crate::envelope::{
     Arrival, BodyType, ControllingUser, Delivery, DsnReturn, Envelope, Notify, Outcome, Recipient,
@@ -38,7 +42,6 @@ pub(super) struct EnvelopeFacts {
     pub(super) content_bytes: u64,
     pub(super) arrival_unix_ms: u64,
     pub(super) is_quarantined: bool,
-    pub(super) first_segment: Option<SegmentNumber>,
     /// Mark of the drop file it came from; 0 if none.
     pub(super) drop_mark: u64,
 }
@@ -68,6 +71,10 @@ impl Out {
         // Strings here come from command lines of bounded length; the limit is far below 4 GiB.
         self.u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
         self.0.extend_from_slice(value.as_bytes());
+    }
+    fn bytes(&mut self, value: &[u8]) {
+        self.u32(u32::try_from(value.len()).unwrap_or(u32::MAX));
+        self.0.extend_from_slice(value);
     }
     fn option<T>(&mut self, value: Option<T>, put: impl FnOnce(&mut Self, T)) {
         match value {
@@ -128,6 +135,10 @@ impl<'a> In<'a> {
         std::str::from_utf8(self.take(len)?)
             .map(str::to_owned)
             .map_err(|_| Malformed(self.what))
+    }
+    fn bytes(&mut self) -> Result<&'a [u8], Malformed> {
+        let len = usize::try_from(self.u32()?).map_err(|_| Malformed(self.what))?;
+        self.take(len)
     }
     fn option<T>(
         &mut self,
@@ -283,7 +294,7 @@ fn split_extents(payload: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
 /// Reads what the index needs.
 pub(super) fn envelope_facts(payload: &[u8]) -> Result<EnvelopeFacts, Malformed> {
     let bad = Malformed("envelope");
-    let (head, extents) = split_extents(payload)?;
+    let (head, _) = split_extents(payload)?;
     if head.len() < FACTS_BYTES || head.first() != Some(&VERSION) {
         return Err(bad);
     }
@@ -295,15 +306,36 @@ pub(super) fn envelope_facts(payload: &[u8]) -> Result<EnvelopeFacts, Malformed>
         content_bytes: u64_at(head, 8).ok_or(bad)?,
         arrival_unix_ms: u64_at(head, 16).ok_or(bad)?,
         is_quarantined: u32_at(head, 24).ok_or(bad)? & FLAG_QUARANTINED != 0,
-        first_segment: extents
-            .chunks_exact(EXTENT_BYTES)
-            .filter_map(|e| u64_at(e, 0))
-            .min(),
         drop_mark: u64_at(head, 28).ok_or(bad)?,
     })
 }
 
-/// The extents of an envelope payload.
+/// How many bytes of content, frame headers included, lie in `here`, and how many in which other segments. For an
+/// Envelope or a Relocation.
+pub(super) fn content_places(
+    payload: &[u8],
+    here: SegmentNumber,
+) -> Result<(u64, Vec<(SegmentNumber, u64)>), Malformed> {
+    let bad = Malformed("envelope");
+    let (_, extents) = split_extents(payload)?;
+    let mut bytes_here = 0;
+    let mut elsewhere: Vec<(SegmentNumber, u64)> = Vec::new();
+    for extent in extents.chunks_exact(EXTENT_BYTES) {
+        let segment = u64_at(extent, 0).ok_or(bad)?;
+        let length = u64::from(u32_at(extent, 16).ok_or(bad)?);
+        let bytes = (FRAME_HEADER_BYTES as u64 + length).next_multiple_of(8);
+        if segment == here {
+            bytes_here += bytes;
+        } else if let Some((_, sum)) = elsewhere.iter_mut().find(|(other, _)| *other == segment) {
+            *sum += bytes;
+        } else {
+            elsewhere.push((segment, bytes));
+        }
+    }
+    Ok((bytes_here, elsewhere))
+}
+
+/// The extents of an envelope payload, or of a Relocation's.
 pub(super) fn decode_extents(payload: &[u8]) -> Result<Vec<Extent>, Malformed> {
     let bad = Malformed("envelope");
     let (_, extents) = split_extents(payload)?;
@@ -529,6 +561,171 @@ pub(super) fn decode_hold(payload: &[u8]) -> Result<(bool, String), Malformed> {
     Ok(hold)
 }
 
+/// Where a recipient stands, without the text of its last outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    Pending,
+    Expanded,
+    Delivered,
+    Failed,
+}
+
+/// A message at a new place: its envelope and all that has become of it since, so that no older record is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RelocationRecord {
+    pub(super) is_held: bool,
+    pub(super) has_warned: bool,
+    pub(super) due_unix_ms: u64,
+    /// Standing, tries, and the payload of the last Outcome if it is kept.
+    pub(super) recipients: Vec<(Standing, u32, Option<Vec<u8>>)>,
+    /// Payloads of the Expansions, in order.
+    pub(super) expansions: Vec<Vec<u8>>,
+    /// Payload of the last Hold.
+    pub(super) hold: Option<Vec<u8>>,
+    /// Payload of the Envelope without its extents.
+    pub(super) envelope: Vec<u8>,
+}
+
+const RELOCATION_HELD: u8 = 1;
+const RELOCATION_WARNED: u8 = 2;
+
+/// Everything of a Relocation's payload but the extents, which the writer appends with [`append_extents`].
+pub(super) fn encode_relocation(record: &RelocationRecord) -> Vec<u8> {
+    let mut out = Out(Vec::with_capacity(512));
+    out.u8(VERSION);
+    out.u8(u8::from(record.is_held) * RELOCATION_HELD
+        | u8::from(record.has_warned) * RELOCATION_WARNED);
+    out.u16(0);
+    out.u64(record.due_unix_ms);
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    out.u32(count(record.recipients.len()));
+    for (standing, tries, outcome) in &record.recipients {
+        let standing = match standing {
+            Standing::Pending => 0,
+            Standing::Expanded => 1,
+            Standing::Delivered => 2,
+            Standing::Failed => 3,
+        };
+        out.u8(standing);
+        out.u32(*tries);
+        out.option(outcome.as_deref(), Out::bytes);
+    }
+    out.u32(count(record.expansions.len()));
+    for expansion in &record.expansions {
+        out.bytes(expansion);
+    }
+    out.option(record.hold.as_deref(), Out::bytes);
+    out.0.extend_from_slice(&record.envelope);
+    out.0
+}
+
+/// What the index needs of a Relocation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RelocationFacts {
+    pub(super) is_held: bool,
+    pub(super) has_warned: bool,
+    pub(super) due_unix_ms: u64,
+    pub(super) recipients: Vec<RelocatedRecipient>,
+}
+
+/// A recipient in a Relocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RelocatedRecipient {
+    pub(super) standing: Standing,
+    pub(super) tries: u32,
+    pub(super) has_outcome: bool,
+}
+
+fn get_relocation<'a>(
+    payload: &'a [u8],
+    mut recipient: impl FnMut(Standing, u32, Option<&'a [u8]>),
+    mut expansion: impl FnMut(&'a [u8]),
+) -> Result<(RelocationFacts, Option<&'a [u8]>, &'a [u8]), Malformed> {
+    let bad = Malformed("relocation");
+    let mut from = In::new(payload, "relocation")?;
+    let flags = from.u8()?;
+    if flags & !(RELOCATION_HELD | RELOCATION_WARNED) != 0 || from.u16()? != 0 {
+        return Err(bad);
+    }
+    let facts = RelocationFacts {
+        is_held: flags & RELOCATION_HELD != 0,
+        has_warned: flags & RELOCATION_WARNED != 0,
+        due_unix_ms: from.u64()?,
+        recipients: Vec::new(),
+    };
+    let count = from.u32()?;
+    if count > RECIPIENTS_MAX {
+        return Err(bad);
+    }
+    for _ in 0..count {
+        let standing = match from.u8()? {
+            0 => Standing::Pending,
+            1 => Standing::Expanded,
+            2 => Standing::Delivered,
+            3 => Standing::Failed,
+            _ => return Err(bad),
+        };
+        let tries = from.u32()?;
+        recipient(standing, tries, from.option(In::bytes)?);
+    }
+    for _ in 0..from.u32()? {
+        expansion(from.bytes()?);
+    }
+    let hold = from.option(In::bytes)?;
+    Ok((facts, hold, from.rest))
+}
+
+/// Reads what the index needs of a Relocation.
+pub(super) fn relocation_facts(payload: &[u8]) -> Result<RelocationFacts, Malformed> {
+    let mut recipients = Vec::new();
+    let (facts, _, envelope) = get_relocation(
+        payload,
+        |standing, tries, outcome| {
+            recipients.push(RelocatedRecipient {
+                standing,
+                tries,
+                has_outcome: outcome.is_some(),
+            });
+        },
+        |_| {},
+    )?;
+    envelope_facts(envelope)?;
+    Ok(RelocationFacts {
+        recipients,
+        ..facts
+    })
+}
+
+/// The Envelope's payload in a Relocation's, extents included.
+pub(super) fn relocated_envelope(payload: &[u8]) -> Result<&[u8], Malformed> {
+    get_relocation(payload, |_, _, _| {}, |_| {}).map(|(_, _, envelope)| envelope)
+}
+
+/// Decodes a Relocation's payload.
+pub(super) fn decode_relocation(payload: &[u8]) -> Result<RelocationRecord, Malformed> {
+    let mut recipients = Vec::new();
+    let mut expansions = Vec::new();
+    let (facts, hold, envelope) = get_relocation(
+        payload,
+        |standing, tries, outcome| recipients.push((standing, tries, outcome.map(<[u8]>::to_vec))),
+        |expansion| expansions.push(expansion.to_vec()),
+    )?;
+    Ok(RelocationRecord {
+        is_held: facts.is_held,
+        has_warned: facts.has_warned,
+        due_unix_ms: facts.due_unix_ms,
+        recipients,
+        expansions,
+        hold: hold.map(<[u8]>::to_vec),
+        envelope: split_extents(envelope)?.0.to_vec(),
+    })
+}
+
+/// The payload of an Envelope without its extents.
+pub(super) fn without_extents(payload: &[u8]) -> Result<&[u8], Malformed> {
+    split_extents(payload).map(|(head, _)| head)
+}
+
 /// Batch numbers that are dead, both ends included.
 pub(super) fn encode_void(first: BatchNumber, last: BatchNumber) -> Vec<u8> {
     let mut out = Out::default();
@@ -596,11 +793,44 @@ mod tests {
         assert_eq!(decode_envelope(&payload).unwrap(), envelope());
         assert_eq!(decode_extents(&payload).unwrap(), extents);
         let facts = envelope_facts(&payload).unwrap();
-        assert_eq!(
-            (facts.recipients, facts.content_bytes, facts.first_segment),
-            (2, 26, Some(3))
-        );
+        assert_eq!((facts.recipients, facts.content_bytes), (2, 26));
+        // 32 bytes of frame header each, and rounded up to 8.
+        assert_eq!(content_places(&payload, 4).unwrap(), (56, vec![(3, 48)]));
         assert!(facts.is_quarantined);
+    }
+
+    #[test]
+    fn a_relocation_holds_all_that_became_of_a_message() {
+        let extents = [Extent {
+            segment: 9,
+            offset: 4096,
+            length: 26,
+        }];
+        let record = RelocationRecord {
+            is_held: true,
+            has_warned: false,
+            due_unix_ms: 99,
+            recipients: vec![
+                (Standing::Expanded, 0, None),
+                (Standing::Pending, 3, Some(vec![1, 2, 3])),
+            ],
+            expansions: vec![vec![7; 9]],
+            hold: Some(encode_hold(true, "root")),
+            envelope: encode_envelope(&envelope(), 26),
+        };
+        let mut payload = encode_relocation(&record);
+        append_extents(&mut payload, 0, &extents);
+        assert_eq!(decode_relocation(&payload).unwrap(), record);
+        assert_eq!(decode_extents(&payload).unwrap(), extents);
+        assert_eq!(content_places(&payload, 9).unwrap(), (64, vec![]));
+        let within = relocated_envelope(&payload).unwrap();
+        assert_eq!(decode_envelope(within).unwrap(), envelope());
+        let facts = relocation_facts(&payload).unwrap();
+        assert!(facts.is_held && facts.recipients[1].has_outcome);
+        for len in 0..payload.len() {
+            let cut = relocated_envelope(&payload[..len]).and_then(decode_envelope);
+            assert!(cut.is_err(), "{len}");
+        }
     }
 
     #[test]

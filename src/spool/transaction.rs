@@ -446,7 +446,7 @@ impl Inner {
         let mut index = lock(&self.index);
         reception.is_abandoned.store(true, Ordering::Relaxed);
         for segment in lock(&reception.pins).drain(..) {
-            index.unpin(segment);
+            index.unpin(segment, 0);
         }
     }
 }
