@@ -36,7 +36,7 @@ use std::time::Duration;
 use super::format::field::{put, u16_at, u64_at};
 use super::format::{BatchNumber, Lsn, SegmentNumber};
 use super::index::{Index, Now, Packed, Snapshot};
-use super::segment::{SegmentFate, number_in_name};
+use super::segment::{Segment, SegmentFate, number_in_name};
 use super::storage::{Storage, StorageFile, read_exact_at};
 use super::{Inner, SpoolError, lock};
 use crate::envelope::MessageId;
@@ -170,7 +170,7 @@ fn put_all(
     inner: &Inner,
     file: &dyn StorageFile,
     snapshot: &Snapshot,
-    fates: &[(SegmentNumber, u64, SegmentFate)],
+    fates: &[(Arc<Segment>, SegmentFate)],
     now: Now,
 ) -> std::io::Result<u64> {
     let mut body = Body {
@@ -186,9 +186,9 @@ fn put_all(
         packed.put(extra, &mut record, |due| Index::due_to_wall(due, now));
         body.put(&record)?;
     }
-    for (number, mark, fate) in fates {
+    for (segment, fate) in fates {
         record.clear();
-        for field in [*number, *mark, fate.last_lsn, fate.last_batch] {
+        for field in [segment.number, segment.mark, fate.last_lsn, fate.last_batch] {
             record.extend_from_slice(&field.to_le_bytes());
         }
         record.push(u8::from(fate.is_sealed) | u8::from(fate.is_quarantined) << 1);
@@ -408,6 +408,7 @@ fn take_all(
             is_quarantined: flags & 2 != 0,
             last_lsn,
             last_batch,
+            sealed_at: now.monotonic,
         };
         segments.push((segment, mark, fate));
     }

@@ -66,6 +66,8 @@ fn options() -> SpoolOptions {
         process_id: 7,
         checkpoint_bytes: 16 << 10,
         spares_max: 2,
+        relocation_rest: [Duration::ZERO; 3],
+        relocation_rate: u64::MAX,
         ..SpoolOptions::default()
     }
 }

@@ -58,3 +58,12 @@ pub(super) fn release_early(submissions: &[Submission]) {
         }
     }
 }
+
+/// Where the next batch goes: on a block of its own, or right after the last one.
+pub(super) fn end_of_batch(aligned: u64, not_aligned: u64) -> u64 {
+    if seeded(Fault::NoAlignment) {
+        not_aligned
+    } else {
+        aligned
+    }
+}

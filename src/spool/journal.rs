@@ -15,12 +15,12 @@ use std::time::Duration;
 use super::faults::{self, Fault};
 use super::format::{
     BATCH_HEADER_BYTES, BLOCK_BYTES, BatchHeader, BatchNumber, FIRST_BATCH_OFFSET,
-    FRAME_HEADER_BYTES, FrameHeader, Kind, Lsn, round_to_block,
+    FRAME_HEADER_BYTES, FrameHeader, Kind, Lsn, SegmentNumber, round_to_block,
 };
-use super::index::Place;
+use super::index::{self, Place};
 use super::keeper::Keeper;
 use super::record::{self, Extent};
-use super::segment::Segment;
+use super::segment::{GENERATIONS, Generation, Segment};
 use super::transaction::{Commit, FrameIn, Sleep, Submission};
 use super::{Inner, SpoolError, lock};
 use crate::envelope::MessageId;
@@ -36,6 +36,9 @@ const GATHER_SHARE: u32 = 4;
 /// And the most it may wait.
 const GATHER_MAX: Duration = Duration::from_millis(10);
 
+/// Most bytes of relocations in one batch: whoever commits meanwhile waits for one such batch at most.
+const RELOCATION_BATCH_BYTES: u64 = 1 << 20;
+
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -50,9 +53,10 @@ pub enum Step {
 /// Writes the journal. Owned by one thread.
 pub struct Writer {
     pub(super) inner: Arc<Inner>,
-    segment: Option<Arc<Segment>>,
-    offset: u64,
-    chain: u32,
+    /// The segment being written, of each generation that has one.
+    tails: [Option<Tail>; GENERATIONS],
+    /// The last batch held relocations: the next is somebody else's, if anybody waits.
+    pub(super) has_moved: bool,
     next_batch: BatchNumber,
     next_lsn: Lsn,
     durable: BatchNumber,
@@ -67,10 +71,32 @@ pub struct Writer {
     arena: Vec<u8>,
 }
 
+/// An open segment, and where its next batch goes.
+#[derive(Clone)]
+struct Tail {
+    segment: Arc<Segment>,
+    offset: u64,
+    /// Checksum field of its last batch.
+    chain: u32,
+}
+
 /// Where the bytes of a batch come from.
 enum Piece {
     Arena(std::ops::Range<usize>),
     Payload { submission: usize, frame: usize },
+}
+
+impl Tail {
+    /// Whether a batch of so many bytes fits, and a Seal after it.
+    fn fits(&self, needed: u64) -> bool {
+        self.offset + needed + BLOCK_BYTES <= self.segment.capacity
+    }
+}
+
+/// Bytes of a batch with these, padding included.
+fn bytes_of(submissions: &[Submission]) -> u64 {
+    let needed: u64 = submissions.iter().map(Submission::bytes).sum();
+    round_to_block(BATCH_HEADER_BYTES as u64 + needed)
 }
 
 /// A frame as laid out in a batch.
@@ -90,9 +116,8 @@ impl Writer {
     ) -> Self {
         Self {
             inner,
-            segment: None,
-            offset: 0,
-            chain: 0,
+            tails: [const { None }; GENERATIONS],
+            has_moved: false,
             next_batch,
             next_lsn,
             durable,
@@ -147,7 +172,10 @@ impl Writer {
             let (deadline, sleep) = if is_blocked {
                 // What waits could not be written for want of room; the keeper calls when there is some.
                 (Some(now + BLOCKED_RETRY), Sleep::ForAnything)
-            } else if waiting.is_closing || waiting.urgent >= self.last_tickets.max(1) {
+            } else if waiting.is_closing
+                || waiting.urgent >= self.last_tickets.max(1)
+                || waiting.urgent == 0 && !waiting.relocations.is_empty()
+            {
                 return true;
             } else if waiting.urgent > 0 {
                 (Some(self.gather_until), Sleep::ForUrgent(self.last_tickets))
@@ -187,7 +215,14 @@ impl Writer {
     pub fn step(&mut self) -> Step {
         let (submissions, is_closing, is_closed) = {
             let mut waiting = lock(&self.inner.waiting);
-            let taken = waiting.take(self.inner.batch_bytes());
+            let is_moving =
+                !waiting.relocations.is_empty() && (waiting.fifo.is_empty() || !self.has_moved);
+            self.has_moved = is_moving;
+            let taken = if is_moving {
+                waiting.take_relocations(RELOCATION_BATCH_BYTES.min(self.inner.batch_bytes()))
+            } else {
+                waiting.take(self.inner.batch_bytes())
+            };
             if waiting.bytes < self.inner.options.queue_bytes_max {
                 for waker in waiting.room_wakers.drain(..) {
                     waker.wake();
@@ -205,10 +240,9 @@ impl Writer {
         if submissions.is_empty() {
             return if is_closing {
                 self.write_mark(Kind::Seal);
-                if let Some(segment) = &self.segment {
-                    self.inner
-                        .segments
-                        .update_fate(segment.number, |fate| fate.is_sealed = true);
+                // Nothing is written to any of them again, and the last checkpoint covers them.
+                for tail in self.tails.iter().flatten() {
+                    self.note_sealed(tail.segment.number);
                 }
                 self.inner.finish_closing();
                 Step::Ended
@@ -245,9 +279,13 @@ impl Writer {
         if submissions.is_empty() {
             return;
         }
-        let needed: u64 = submissions.iter().map(Submission::bytes).sum();
-        let needed = round_to_block(BATCH_HEADER_BYTES as u64 + needed);
-        if let Err(error) = self.make_room(needed) {
+        let submissions = self.refuse_stale(submissions);
+        let generation = submissions.first().map_or(0, Submission::generation);
+        let submissions = self.keep_reserve(generation, submissions);
+        if submissions.is_empty() {
+            return;
+        }
+        if let Err(error) = self.make_room(generation, bytes_of(&submissions)) {
             match &error {
                 SpoolError::Full(_) => self.inner.block(submissions, &error),
                 SpoolError::TooLarge { .. } => {
@@ -265,15 +303,16 @@ impl Writer {
             }
             return;
         }
-        let Some(segment) = self.segment.clone() else {
+        let Some(tail) = self.tails.get(generation).cloned().flatten() else {
             return;
         };
+        let segment = &tail.segment;
         let mut submissions = submissions;
-        let (pieces, laid, batch) = self.lay_out(&segment, &mut submissions);
+        let (pieces, laid, batch) = self.lay_out(&tail, &mut submissions);
         #[cfg(test)]
         faults::seeded(Fault::TicketBeforeSync).then(|| faults::release_early(&submissions));
         let before = self.inner.clock.monotonic();
-        let written = self.put(&segment, &pieces, &submissions, batch.length);
+        let written = self.put(&tail, &pieces, &submissions, batch.length);
         let result = written.and_then(|()| {
             self.inner.count_sync();
             #[cfg(test)]
@@ -296,12 +335,17 @@ impl Writer {
             }
             return;
         }
-        self.offset += round_to_block(u64::from(batch.length));
+        let offset = tail.offset + round_to_block(u64::from(batch.length));
         #[cfg(test)]
-        faults::seeded(Fault::NoAlignment).then(|| {
-            self.offset -= round_to_block(u64::from(batch.length)) - u64::from(batch.length)
-        });
-        self.chain = batch.checksum;
+        let offset = faults::end_of_batch(offset, tail.offset + u64::from(batch.length));
+        self.set_tail(
+            generation,
+            Tail {
+                segment: Arc::clone(segment),
+                offset,
+                chain: batch.checksum,
+            },
+        );
         self.durable = batch.number;
         self.next_batch = batch.number + 1;
         self.next_lsn = batch.lsn + u64::from(batch.frames);
@@ -310,16 +354,75 @@ impl Writer {
         let took = self.last_write.saturating_sub(before);
         self.gather_until = self.last_write + (took / GATHER_SHARE).min(GATHER_MAX);
         self.last_tickets = submissions.iter().filter(|s| s.is_urgent()).count();
-        self.publish(&segment, &batch, laid, submissions);
+        self.publish(segment, &batch, laid, submissions);
     }
 
-    /// Sees to it that a batch of this many bytes and a Seal after it fit into the current segment.
-    fn make_room(&mut self, needed: u64) -> Result<(), SpoolError> {
-        // Placing the Seal always leaves room for itself.
-        let with_seal = needed + BLOCK_BYTES;
-        if let Some(segment) = &self.segment
-            && self.offset + with_seal <= segment.capacity
+    /// Drops relocations of messages that have changed or ended since their records were read: written, they would
+    /// undo that. Nothing else in their batch touches a message, so what holds here holds when they are applied.
+    fn refuse_stale(&self, submissions: Vec<Submission>) -> Vec<Submission> {
+        let is_stale = |submission: &Submission| match submission {
+            Submission::Commit(commit) => commit.moved_from.as_deref().is_some_and(|from| {
+                let now = lock(&self.inner.index).get(commit.ticket.id());
+                // The due time is memory's own, and a queue run moves it.
+                now.is_none_or(|now| {
+                    index::Entry {
+                        due: from.due,
+                        ..now
+                    } != *from
+                })
+            }),
+            Submission::Chunk { .. } => false,
+        };
+        let (stale, submissions) = submissions.into_iter().partition::<Vec<_>, _>(is_stale);
+        for submission in stale {
+            self.inner.refuse(submission, &SpoolError::Closed);
+        }
+        submissions
+    }
+
+    /// On a full disk the next segment is kept for what lets it drain: new mail gets only what is left of this one.
+    fn keep_reserve(
+        &self,
+        generation: Generation,
+        submissions: Vec<Submission>,
+    ) -> Vec<Submission> {
+        let needed = bytes_of(&submissions);
+        let fits = self.tails.get(generation).and_then(Option::as_ref);
+        if !self.inner.is_full.load(Ordering::Relaxed)
+            || generation > 0
+            || fits.is_some_and(|tail| tail.fits(needed))
         {
+            return submissions;
+        }
+        let why = lock(&self.inner.full).clone().unwrap_or_default();
+        let (refused, kept) = submissions
+            .into_iter()
+            .partition::<Vec<_>, _>(Submission::is_new_mail);
+        for submission in refused {
+            self.inner
+                .refuse(submission, &SpoolError::Full(why.clone()));
+        }
+        kept
+    }
+
+    fn set_tail(&mut self, generation: Generation, tail: Tail) {
+        if let Some(place) = self.tails.get_mut(generation) {
+            *place = Some(tail);
+        }
+    }
+
+    fn note_sealed(&self, number: SegmentNumber) {
+        let now = self.inner.clock.monotonic();
+        self.inner.segments.update_fate(number, |fate| {
+            fate.is_sealed = true;
+            fate.sealed_at = now;
+        });
+    }
+
+    /// Sees to it that a batch of this many bytes and a Seal after it fit into the generation's open segment.
+    fn make_room(&mut self, generation: Generation, needed: u64) -> Result<(), SpoolError> {
+        let tail = self.tails.get(generation).cloned().flatten();
+        if tail.as_ref().is_some_and(|tail| tail.fits(needed)) {
             return Ok(());
         }
         let limit = self
@@ -329,57 +432,61 @@ impl Writer {
             .saturating_sub(FIRST_BATCH_OFFSET);
         // What a start writes again, with its Voids, must fit wherever the batch itself did.
         let reserve = if self.is_started { BLOCK_BYTES } else { 0 };
-        if with_seal + reserve > limit {
+        if needed + BLOCK_BYTES + reserve > limit {
             return Err(SpoolError::TooLarge {
                 what: "transaction",
                 bytes: needed,
                 limit,
             });
         }
-        let batch = self.next_batch + u64::from(self.segment.is_some());
+        let batch = self.next_batch + u64::from(tail.is_some());
         let wall_ms = self.inner.clock.unix_ms();
         let next = self
             .inner
             .segments
-            .take_next(self.next_lsn, batch, wall_ms)?;
-        if let Some(old) = self.segment.clone() {
+            .take_next(generation, self.next_lsn, batch, wall_ms)?;
+        if let Some(old) = tail {
             self.seal(&old)?;
         }
-        self.segment = Some(next);
-        self.offset = FIRST_BATCH_OFFSET;
-        self.chain = 0;
+        self.set_tail(
+            generation,
+            Tail {
+                segment: next,
+                offset: FIRST_BATCH_OFFSET,
+                chain: 0,
+            },
+        );
         self.inner.wake_keeper();
         Ok(())
     }
 
     /// Ends a segment with a Seal, synced like any batch.
-    fn seal(&mut self, segment: &Arc<Segment>) -> Result<(), SpoolError> {
+    fn seal(&mut self, tail: &Tail) -> Result<(), SpoolError> {
         let frame = FrameIn::new(Kind::Seal, MessageId::from_number(0), Vec::new());
         let mut submissions = vec![Submission::Commit(Commit::internal(vec![frame]))];
-        let (pieces, laid, batch) = self.lay_out(segment, &mut submissions);
-        self.put(segment, &pieces, &submissions, batch.length)?;
+        let (pieces, laid, batch) = self.lay_out(tail, &mut submissions);
+        self.put(tail, &pieces, &submissions, batch.length)?;
         self.inner.count_sync();
-        segment.file.sync().map_err(|e| SpoolError::Io {
+        tail.segment.file.sync().map_err(|e| SpoolError::Io {
             operation: "sync",
-            name: super::segment::segment_name(segment.number),
+            name: super::segment::segment_name(tail.segment.number),
             source: Arc::new(e),
         })?;
         self.durable = batch.number;
         self.next_batch = batch.number + 1;
         self.next_lsn = batch.lsn + u64::from(batch.frames);
-        self.publish(segment, &batch, laid, submissions);
-        self.inner
-            .segments
-            .update_fate(segment.number, |fate| fate.is_sealed = true);
+        self.publish(&tail.segment, &batch, laid, submissions);
+        self.note_sealed(tail.segment.number);
         Ok(())
     }
 
     /// Places all frames of a batch, completes envelopes with their extents, and makes the header.
     fn lay_out(
         &mut self,
-        segment: &Segment,
+        tail: &Tail,
         submissions: &mut [Submission],
     ) -> (Vec<Piece>, Vec<Laid>, BatchHeader) {
+        let segment = &tail.segment;
         self.arena.clear();
         self.arena.resize(BATCH_HEADER_BYTES, 0);
         let mut pieces = Vec::new();
@@ -413,7 +520,7 @@ impl Writer {
             }
             let ordinal_start = reception.as_ref().map_or(0, |r| lock(&r.extents).len());
             for (frame_at, frame) in frames.iter_mut().enumerate() {
-                if frame.kind == Kind::Envelope {
+                if matches!(frame.kind, Kind::Envelope | Kind::Relocation) {
                     let mut extents = std::mem::take(&mut frame.earlier);
                     if let Some(reception) = &reception {
                         extents.extend(lock(&reception.extents).iter().copied());
@@ -421,7 +528,7 @@ impl Writer {
                     extents.extend(chunks.remove(&frame.message).unwrap_or_default());
                     frame.crc = record::append_extents(&mut frame.payload, frame.crc, &extents);
                 }
-                let offset = self.offset + length as u64;
+                let offset = tail.offset + length as u64;
                 let payload_length = u32::try_from(frame.payload.len()).unwrap_or(u32::MAX);
                 let place = Place {
                     segment: segment.number,
@@ -483,7 +590,7 @@ impl Writer {
             durable: self.durable,
             lsn: self.next_lsn,
             frames: u32::try_from(laid.len()).unwrap_or(u32::MAX),
-            chain: self.chain,
+            chain: tail.chain,
             wall_ms: self.inner.clock.unix_ms(),
             ids: self.inner.next_id.load(Ordering::Relaxed),
         };
@@ -497,7 +604,7 @@ impl Writer {
     /// One positioned vectored write.
     fn put(
         &self,
-        segment: &Segment,
+        tail: &Tail,
         pieces: &[Piece],
         submissions: &[Submission],
         length: u32,
@@ -517,12 +624,12 @@ impl Writer {
             })
             .collect();
         self.inner.count_write(round_to_block(u64::from(length)));
-        segment
+        tail.segment
             .file
-            .write_at(self.offset, &slices)
+            .write_at(tail.offset, &slices)
             .map_err(|e| SpoolError::Io {
                 operation: "write",
-                name: super::segment::segment_name(segment.number),
+                name: super::segment::segment_name(tail.segment.number),
                 source: Arc::new(e),
             })
     }
@@ -556,6 +663,9 @@ impl Writer {
                     None => continue,
                 };
                 has_due_work |= laid.header.kind == Kind::Envelope;
+                if laid.header.kind == Kind::Relocation {
+                    inner.count_relocation(index.get(laid.header.message), payload.len());
+                }
                 if let Err(error) = index.apply(&laid.header, payload, laid.place, now) {
                     // Made by this process a moment ago: a broken promise between our own modules.
                     inner.remark(format!("{}: {error}", laid.header.message));

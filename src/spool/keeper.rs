@@ -1,4 +1,5 @@
-//! The writer's second hand: prepares segments ahead, writes checkpoints, recycles dead segments (SPOOL 2, 7, 8).
+//! The writer's second hand: prepares segments ahead, writes checkpoints, recycles dead segments and empties those in
+//! which little lives (SPOOL 2, 7, 8).
 //!
 //! [`Keeper::run`] has a thread of its own, so that none of this delays a commit; tests call [`Keeper::step`].
 
@@ -8,10 +9,20 @@ use std::time::Duration;
 
 #[cfg(test)]
 use super::faults::{Fault, seeded};
+use super::format::{Kind, Lsn};
+use super::transaction::{Commit, FrameIn};
 use super::{Inner, SpoolError, checkpoint, lock};
+use crate::envelope::MessageId;
 
 /// How often it looks when nobody calls: retries after a full disk, and checkpoints that are due by age.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// And while messages are being moved.
+const MOVING_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Spares there are to be besides the segment that is prepared; with fewer new mail is refused. One lets outcomes,
+/// expansions and removals be recorded on a full disk, one makes room for a checkpoint or takes what is moved.
+const SPARES_MIN: usize = 2;
 
 /// See the module's documentation.
 pub(super) struct Keeper {
@@ -31,6 +42,7 @@ impl Keeper {
     }
 
     pub(super) fn run(self) {
+        let mut pause = INTERVAL;
         loop {
             {
                 let mut calls = lock(&self.inner.keeper_calls);
@@ -38,7 +50,7 @@ impl Keeper {
                     calls = self
                         .inner
                         .keeper_wake
-                        .wait_timeout(calls, INTERVAL)
+                        .wait_timeout(calls, pause)
                         .unwrap_or_else(std::sync::PoisonError::into_inner)
                         .0;
                 }
@@ -47,15 +59,19 @@ impl Keeper {
                 }
                 calls.is_called = false;
             }
-            self.step();
+            pause = if self.step() {
+                MOVING_INTERVAL
+            } else {
+                INTERVAL
+            };
         }
     }
 
-    /// One round of all it does. Blocks: disk.
-    pub(super) fn step(&self) {
+    /// One round of all it does. Whether there is more to be moved. Blocks: disk.
+    pub(super) fn step(&self) -> bool {
         let inner = &self.inner;
         if inner.is_poisoned() {
-            return;
+            return false;
         }
         let result = self
             .checkpoint_if_due()
@@ -63,9 +79,40 @@ impl Keeper {
             .and_then(|()| self.make_ready());
         match result {
             Ok(()) => inner.set_full(None),
-            Err(SpoolError::Full(why)) => inner.set_full(Some(why)),
-            Err(error) => inner.poison(&error.to_string()),
+            Err(SpoolError::Full(why)) => {
+                inner.set_full(Some(why));
+                self.advance();
+            }
+            Err(error) => {
+                inner.poison(&error.to_string());
+                return false;
+            }
         }
+        lock(&inner.reclaim).step(inner)
+    }
+
+    /// On a full disk segments must die although nothing is committed any more: a Pulse, so that the next checkpoint
+    /// covers what the last one did not.
+    fn advance(&self) {
+        let inner = &self.inner;
+        let newest = lock(&inner.checkpoints).kept.last().copied();
+        let applied = lock(&inner.index).applied_lsn;
+        if newest == Some(applied) && self.has_dead(None) {
+            let pulse = FrameIn::new(Kind::Pulse, MessageId::from_number(0), Vec::new());
+            drop(inner.submit_commit(Commit::internal(vec![pulse])));
+        }
+    }
+
+    /// Whether there is a segment in which nothing lives and that could not be recycled yet.
+    fn has_dead(&self, covered: Option<Lsn>) -> bool {
+        let fates = self.inner.segments.fates();
+        let index = lock(&self.inner.index);
+        fates.iter().any(|(segment, fate)| {
+            fate.is_sealed
+                && !fate.is_quarantined
+                && covered.is_none_or(|covered| fate.last_lsn > covered)
+                && index.pinned(segment.number).is_none()
+        })
     }
 
     fn make_ready(&self) -> Result<(), SpoolError> {
@@ -77,7 +124,7 @@ impl Keeper {
         // Lower bounds of what the segment will hold: what is applied now.
         inner
             .segments
-            .make_ready(lsn, batch, inner.clock.unix_ms(), 1)?;
+            .make_ready(lsn, batch, inner.clock.unix_ms(), SPARES_MIN)?;
         let least = inner.options.free_bytes_min;
         if least > 0 {
             let free = inner
@@ -101,13 +148,25 @@ impl Keeper {
             let state = lock(&inner.checkpoints);
             let since = bytes.saturating_sub(state.journal_bytes);
             let limit = inner.options.checkpoint_bytes.max(4 * state.bytes);
+            // Where room is short, the sooner a dead segment is covered the better.
+            let is_pressed = since > 0 && inner.is_full.load(Ordering::Relaxed);
             since >= limit
+                || is_pressed && self.has_dead(state.older_lsn())
                 || (since > 0 && now.saturating_sub(state.at) >= inner.options.checkpoint_interval)
         };
-        if due {
-            checkpoint::write(inner)
-        } else {
-            Ok(())
+        if !due {
+            return Ok(());
+        }
+        match checkpoint::write(inner) {
+            // Without a checkpoint nothing dies: a spare makes room for it.
+            Err(SpoolError::Full(why)) => {
+                if inner.segments.give_up_spare()? {
+                    checkpoint::write(inner)
+                } else {
+                    Err(SpoolError::Full(why))
+                }
+            }
+            other => other,
         }
     }
 

@@ -23,6 +23,7 @@ mod keeper;
 mod lease;
 mod options;
 pub mod reader;
+mod reclaim;
 mod record;
 mod recovery;
 mod segment;
@@ -120,6 +121,14 @@ pub struct Stats {
     pub syncs: u64,
     /// Bytes written since the start, padding included.
     pub bytes_written: u64,
+    /// Messages moved out of emptying segments since the start, and the bytes that took.
+    pub relocated: u64,
+    /// Bytes of frames of those messages.
+    pub bytes_relocated: u64,
+    /// Segment files, spares and the segment prepared included.
+    pub files: u64,
+    /// Bytes of live records and content, frame headers included.
+    pub bytes_live: u64,
 }
 
 /// What recovery found.
@@ -214,6 +223,7 @@ impl Spool {
             wake: OnceLock::new(),
             keeper_calls: Mutex::default(),
             keeper_wake: Condvar::new(),
+            reclaim: Mutex::default(),
             checkpoints: Mutex::new(Checkpoints {
                 kept: found.checkpoints,
                 bytes: found.checkpoint_bytes,
@@ -224,6 +234,8 @@ impl Spool {
             batches: AtomicU64::new(0),
             syncs: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
+            relocated: AtomicU64::new(0),
+            bytes_relocated: AtomicU64::new(0),
             remarks: Mutex::default(),
             options,
         });
@@ -382,20 +394,17 @@ impl Spool {
     /// # Errors
     /// [`SpoolError::NotFound`], [`SpoolError::Damaged`], [`SpoolError::Io`].
     pub fn message(&self, id: MessageId) -> Result<StoredMessage, SpoolError> {
-        let (entry, is_leased) = {
-            let index = lock(&self.inner.index);
-            (
-                index.get(id).ok_or(SpoolError::NotFound(id))?,
-                index.is_leased(id),
+        let inner = &self.inner;
+        inner.read(id, &mut |entry| {
+            let is_leased = lock(&inner.index).is_leased(id);
+            content::message(
+                &|n| inner.segments.get(n),
+                id,
+                entry,
+                is_leased,
+                inner.now(),
             )
-        };
-        content::message(
-            &|n| self.inner.segments.get(n),
-            id,
-            &entry,
-            is_leased,
-            self.inner.now(),
-        )
+        })
     }
 
     /// Reads a live message's content, each chunk verified before any of it is handed out. Blocks: disk.
@@ -403,10 +412,10 @@ impl Spool {
     /// # Errors
     /// As [`Spool::message`]; the reader's own errors are of kind `InvalidData` for damage.
     pub fn content(&self, id: MessageId) -> Result<ContentReader, SpoolError> {
-        let entry = lock(&self.inner.index)
-            .get(id)
-            .ok_or(SpoolError::NotFound(id))?;
-        ContentReader::open(&|n| self.inner.segments.get(n), id, &entry)
+        let inner = &self.inner;
+        inner.read(id, &mut |entry| {
+            ContentReader::open(&|n| inner.segments.get(n), id, entry)
+        })
     }
 
     /// Records an update and keeps the lease, for what must be durable before the next step: expansions.
@@ -420,12 +429,9 @@ impl Spool {
         let frames = self.inner.frames_of(lease.id, update)?;
         let ticket = TicketState::new(lease.id);
         Ok(self.inner.submit_commit(Commit {
-            reception: None,
             frames,
             ticket,
-            lease: None,
-            urgency: Urgency::Now,
-            is_new_mail: false,
+            ..Commit::internal(Vec::new())
         }))
     }
 
@@ -447,12 +453,11 @@ impl Spool {
         let id = lease.id;
         let frames = self.inner.frames_of(id, update)?;
         let commit = Commit {
-            reception: None,
             frames,
             ticket: TicketState::new(id),
             lease: Some(lease),
             urgency,
-            is_new_mail: false,
+            ..Commit::internal(Vec::new())
         };
         Ok(self.inner.submit_commit(commit))
     }
@@ -483,12 +488,9 @@ impl Spool {
             return Err(SpoolError::NotFound(id));
         }
         Ok(self.inner.submit_commit(Commit {
-            reception: None,
             frames: vec![frame],
             ticket: TicketState::new(id),
-            lease: None,
-            urgency: Urgency::Now,
-            is_new_mail: false,
+            ..Commit::internal(Vec::new())
         }))
     }
 
@@ -517,11 +519,19 @@ impl Spool {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let inner = &self.inner;
+        let (messages, bytes_live) = {
+            let index = lock(&inner.index);
+            (index.len(), index.bytes_live())
+        };
         Stats {
-            messages: lock(&inner.index).len(),
+            messages,
             batches: inner.batches.load(Ordering::Relaxed),
             syncs: inner.syncs.load(Ordering::Relaxed),
             bytes_written: inner.bytes_written.load(Ordering::Relaxed),
+            relocated: inner.relocated.load(Ordering::Relaxed),
+            bytes_relocated: inner.bytes_relocated.load(Ordering::Relaxed),
+            files: inner.segments.files(),
+            bytes_live,
         }
     }
 
@@ -540,7 +550,7 @@ impl Spool {
     /// Prepares segments, writes a checkpoint that is due and recycles, as the keeper's thread does; for tests that
     /// step the writer. Blocks: disk.
     pub fn keep(&self) {
-        Keeper::new(Arc::clone(&self.inner)).step();
+        let _ = Keeper::new(Arc::clone(&self.inner)).step();
     }
 
     /// Writes a checkpoint now. Blocks: disk.
@@ -605,11 +615,14 @@ struct Inner {
     keeper_calls: Mutex<KeeperCalls>,
     keeper_wake: Condvar,
     checkpoints: Mutex<Checkpoints>,
+    reclaim: Mutex<reclaim::Reclaim>,
     /// Bytes of batches since the start.
     journal_bytes: AtomicU64,
     batches: AtomicU64,
     syncs: AtomicU64,
     bytes_written: AtomicU64,
+    relocated: AtomicU64,
+    bytes_relocated: AtomicU64,
     remarks: Mutex<Vec<String>>,
 }
 
@@ -665,6 +678,9 @@ impl Inner {
             waiting.is_closed = true;
             waiting.bytes = 0;
             waiting.urgent = 0;
+            waiting.relocation_bytes = 0;
+            let moved = std::mem::take(&mut waiting.relocations);
+            waiting.fifo.extend(moved);
             (
                 std::mem::take(&mut waiting.fifo),
                 std::mem::take(&mut waiting.room_wakers),
@@ -699,7 +715,7 @@ impl Inner {
         let mut kept = Vec::new();
         for submission in submissions {
             match submission {
-                Submission::Commit(commit) if !commit.is_new_mail => {
+                Submission::Commit(commit) if !commit.is_new_mail && commit.generation == 0 => {
                     kept.push(Submission::Commit(commit))
                 }
                 other => self.refuse(other, error),
@@ -778,6 +794,17 @@ impl Inner {
         self.bytes_written.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    /// `before` is the message as it was until now.
+    fn count_relocation(&self, before: Option<index::Entry>, payload_bytes: usize) {
+        let content = before.map_or(0, |entry| {
+            let elsewhere: u64 = entry.elsewhere.iter().map(|(_, bytes)| bytes).sum();
+            entry.bytes_here + elsewhere
+        });
+        self.relocated.fetch_add(1, Ordering::Relaxed);
+        self.bytes_relocated
+            .fetch_add(content + payload_bytes as u64, Ordering::Relaxed);
+    }
+
     fn new_id(&self) -> MessageId {
         let least =
             MessageId::first_of(self.clock.unix_ms() / 1000, self.options.process_id).number();
@@ -788,6 +815,28 @@ impl Inner {
                 Some(next.max(least) + 1)
             });
         MessageId::from_number(given.unwrap_or(least).max(least))
+    }
+
+    /// Reads something of a message. What is moved or changed between the look into the index and the read is looked up
+    /// once more: an error stands only if the message still lies where it was read from.
+    fn read<T>(
+        &self,
+        id: MessageId,
+        read: &mut dyn FnMut(&index::Entry) -> Result<T, SpoolError>,
+    ) -> Result<T, SpoolError> {
+        let find = || lock(&self.index).get(id).ok_or(SpoolError::NotFound(id));
+        let mut entry = find()?;
+        loop {
+            let result = read(&entry);
+            if result.is_ok() {
+                return result;
+            }
+            let now = find()?;
+            if now == entry {
+                return result;
+            }
+            entry = now;
+        }
     }
 
     fn check_lease(&self, lease: &Lease) -> Result<(), SpoolError> {
@@ -887,6 +936,8 @@ const CHUNK_BYTES_MAX: usize = 256 << 10;
 mod crash_tests;
 #[cfg(test)]
 mod journal_tests;
+#[cfg(test)]
+mod reclaim_tests;
 #[cfg(test)]
 #[path = "../../tests/support/sim_storage.rs"]
 mod sim_storage;

@@ -27,6 +27,13 @@ pub struct SpoolOptions {
     pub checkpoint_bytes: u64,
     /// A checkpoint is written after this time if anything changed.
     pub checkpoint_interval: Duration,
+    /// How long a segment rests after it is sealed before what lives in it may be moved out: by its generation, hot,
+    /// warm, cold (SPOOL 8).
+    pub relocation_rest: [Duration; 3],
+    /// Segments of which less than this share lives are emptied, in per cent.
+    pub relocation_share: u64,
+    /// Most bytes moved in a second.
+    pub relocation_rate: u64,
     /// Due times read from disk are believed up to this far ahead (SPOOL 6: clock jumps).
     pub due_ahead_max: Duration,
     /// Process id that queue ids show.
@@ -48,6 +55,13 @@ impl Default for SpoolOptions {
             pulse_delay: Duration::from_millis(100),
             checkpoint_bytes: 256 << 20,
             checkpoint_interval: Duration::from_secs(60),
+            relocation_rest: [
+                Duration::from_secs(15 * 60),
+                Duration::from_secs(3600),
+                Duration::from_secs(3600),
+            ],
+            relocation_share: 50,
+            relocation_rate: 8 << 20,
             due_ahead_max: Duration::from_secs(24 * 3600),
             process_id: std::process::id(),
             footing: FootingPolicy::Durable,

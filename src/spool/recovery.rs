@@ -112,6 +112,10 @@ struct Replay {
     aside: Vec<Found>,
     voids: Vec<(BatchNumber, BatchNumber)>,
     damaged_messages: HashSet<MessageId>,
+    /// Segments that are being read besides the one whose batch arrives.
+    open_now: Vec<SegmentNumber>,
+    /// Segment of the last batch applied.
+    last_segment: Option<SegmentNumber>,
 }
 
 /// How much of the journal is verified.
@@ -195,6 +199,8 @@ pub(super) fn load(
         aside: Vec::new(),
         voids: Vec::new(),
         damaged_messages: HashSet::new(),
+        open_now: Vec::new(),
+        last_segment: None,
     };
     let mut fates: BTreeMap<SegmentNumber, (u64, SegmentFate)> = BTreeMap::new();
     if let Some(loaded) = loaded {
@@ -218,36 +224,42 @@ pub(super) fn load(
     }
     let mut sorted: Vec<SegmentNumber> = numbers().collect();
     sorted.sort_unstable();
+    let mut waiting = Vec::new();
     for number in sorted {
-        replay.segment(storage, number, fates.get(&number).copied());
+        waiting.extend(replay.segment(storage, number, fates.get(&number).copied()));
     }
+    replay.merge(waiting);
     replay.finish();
     Ok(replay.out)
 }
 
 impl Replay {
+    /// Takes note of a segment. A scan of it, with a lower bound of its batch numbers, if it has to be read.
     fn segment(
         &mut self,
         storage: &dyn Storage,
         number: SegmentNumber,
         known: Option<(u64, SegmentFate)>,
-    ) {
+    ) -> Option<(BatchNumber, Scan)> {
         let name = super::segment::segment_name(number);
         let (segment, header, copy) = match open_segment(storage, &name, number) {
             Ok(Ok(found)) => found,
             Ok(Err(what)) => {
-                return self
-                    .out
+                self.out
                     .report
                     .damage(format!("{name}: {what}; its mail can't be read"));
+                return None;
             }
-            Err(error) => return self.out.report.damage(format!("{name}: {error}")),
+            Err(error) => {
+                self.out.report.damage(format!("{name}: {error}"));
+                return None;
+            }
         };
         if self.out.spool_id.is_some_and(|id| id != header.spool_id) {
-            return self
-                .out
+            self.out
                 .report
                 .damage(format!("{name}: belongs to another spool; left alone"));
+            return None;
         }
         if let Some(what) = copy {
             self.out
@@ -264,84 +276,48 @@ impl Replay {
         // Nothing of an earlier life is ever written again: whatever is not the writer's new segment is sealed.
         let fate = SegmentFate {
             is_sealed: true,
+            sealed_at: self.now.monotonic,
             ..known.unwrap_or_default()
         };
         self.out
             .segments
             .insert(number, (Arc::clone(&segment), fate));
         if known.is_some_and(|fate| fate.is_sealed && fate.last_batch <= self.covered) {
-            return;
+            return None;
         }
-        self.scan(&segment, &name);
+        Some((header.batch, Scan::new(segment, name)))
     }
 
-    /// Reads a segment from its first batch to its end.
-    fn scan(&mut self, segment: &Segment, name: &str) {
-        let mut window = Window {
-            segment,
-            bytes: Vec::new(),
-            start: 0,
-        };
-        let mut offset = FIRST_BATCH_OFFSET;
-        let mut chain = Some(0);
-        while offset + BLOCK_BYTES <= segment.capacity {
-            match self.batch_at(&mut window, offset, chain) {
-                Ok(Some(found)) => {
-                    chain = Some(found.header.checksum);
-                    offset += round_to_block(u64::from(found.header.length));
-                    self.arrive(found);
+    /// Reads segments side by side, as those of several generations were written, so that batches arrive in the order
+    /// of their numbers. A segment is not read before its turn, so only as many are at once as were open at once.
+    fn merge(&mut self, mut waiting: Vec<(BatchNumber, Scan)>) {
+        // The next to be taken at the end. Headers tell the number reached when they were prepared.
+        waiting.sort_by_key(|(least, scan)| std::cmp::Reverse((*least, scan.segment.number)));
+        let mut active: Vec<(Found, Scan)> = Vec::new();
+        loop {
+            let next = active.iter().map(|(found, _)| found.header.number).min();
+            if let Some((least, _)) = waiting.last()
+                && next.is_none_or(|next| *least <= next)
+            {
+                if let Some((_, mut scan)) = waiting.pop()
+                    && let Some(found) = scan.next(self)
+                {
+                    active.push((found, scan));
                 }
-                Ok(None) => {
-                    chain = None;
-                    offset += BLOCK_BYTES;
-                }
-                Err(error) => {
-                    self.out
-                        .report
-                        .damage(format!("{name}: reading at byte {offset}: {error}"));
-                    self.quarantine(segment.number);
-                    chain = None;
-                    offset += BLOCK_BYTES;
-                }
+                continue;
+            }
+            let Some(next) = next else { return };
+            let at = active
+                .iter()
+                .position(|(found, _)| found.header.number == next);
+            let Some(at) = at else { return };
+            let (found, mut scan) = active.swap_remove(at);
+            self.open_now = active.iter().map(|(_, scan)| scan.segment.number).collect();
+            self.arrive(found);
+            if let Some(found) = scan.next(self) {
+                active.push((found, scan));
             }
         }
-    }
-
-    /// The batch that stands at this offset, if one does.
-    fn batch_at(
-        &self,
-        window: &mut Window<'_>,
-        offset: u64,
-        chain: Option<u32>,
-    ) -> io::Result<Option<Found>> {
-        let mark = window.segment.mark;
-        let head = window.at(offset, 64)?;
-        if field::u64_at(head, 0) != Some(mark) {
-            return Ok(None);
-        }
-        let Some(header) = BatchHeader::decode(head) else {
-            return Ok(None);
-        };
-        let length = round_to_block(u64::from(header.length));
-        if offset + length > window.segment.capacity
-            || chain.is_some_and(|chain| chain != header.chain)
-            || header.durable >= header.number
-        {
-            return Ok(None);
-        }
-        let bytes = window.at(offset, usize::try_from(length).unwrap_or(usize::MAX))?;
-        let Ok((header, frames, padding)) = decode_batch(bytes, mark) else {
-            return Ok(None);
-        };
-        let bytes = bytes.to_vec();
-        Ok(Some(Found {
-            segment: window.segment.number,
-            offset,
-            header,
-            frames,
-            padding,
-            bytes,
-        }))
     }
 
     fn quarantine(&mut self, segment: SegmentNumber) {
@@ -422,14 +398,14 @@ impl Replay {
                 "batches {from} to {to} are missing: what they held is lost"
             ));
             self.out.missing.push((*from, *to));
+            // They lay in one of those that were being written then.
+            for segment in std::mem::take(&mut self.open_now) {
+                self.quarantine(segment);
+            }
             self.quarantine(found.segment);
-            let before = self
-                .out
-                .segments
-                .range(..found.segment)
-                .next_back()
-                .map(|(n, _)| *n);
-            before.into_iter().for_each(|n| self.quarantine(n));
+            self.last_segment
+                .into_iter()
+                .for_each(|n| self.quarantine(n));
         }
         if self.reached.is_none()
             && number > 1
@@ -450,6 +426,7 @@ impl Replay {
             ));
         }
         self.reached = Some(number);
+        self.last_segment = Some(found.segment);
         self.out.index.applied_batch = number;
         self.out.index.applied_lsn =
             (found.header.lsn + u64::from(found.header.frames)).saturating_sub(1);
@@ -549,7 +526,7 @@ fn rewrite(last: &Found) -> Vec<FrameIn> {
             continue;
         }
         let payload = frame.payload(&last.bytes).to_vec();
-        if frame.header.kind != Kind::Envelope {
+        if !matches!(frame.header.kind, Kind::Envelope | Kind::Relocation) {
             frames.push(FrameIn::new(
                 frame.header.kind,
                 frame.header.message,
@@ -562,7 +539,7 @@ fn rewrite(last: &Found) -> Vec<FrameIn> {
             .len()
             .saturating_sub(4 + extents.len() * record::EXTENT_BYTES);
         let mut new = FrameIn::new(
-            Kind::Envelope,
+            frame.header.kind,
             frame.header.message,
             payload.get(..head).unwrap_or_default().to_vec(),
         );
@@ -575,14 +552,98 @@ fn rewrite(last: &Found) -> Vec<FrameIn> {
     frames
 }
 
+/// Reads a segment from its first batch to its end.
+struct Scan {
+    segment: Arc<Segment>,
+    name: String,
+    window: Window,
+    offset: u64,
+    /// Checksum field of the batch before; unknown after a place that holds none.
+    chain: Option<u32>,
+}
+
+impl Scan {
+    fn new(segment: Arc<Segment>, name: String) -> Self {
+        let window = Window {
+            segment: Arc::clone(&segment),
+            bytes: Vec::new(),
+            start: 0,
+        };
+        Self {
+            segment,
+            name,
+            window,
+            offset: FIRST_BATCH_OFFSET,
+            chain: Some(0),
+        }
+    }
+
+    /// The next batch that stands.
+    fn next(&mut self, replay: &mut Replay) -> Option<Found> {
+        while self.offset + BLOCK_BYTES <= self.segment.capacity {
+            match self.batch_here() {
+                Ok(Some(found)) => {
+                    self.chain = Some(found.header.checksum);
+                    self.offset += round_to_block(u64::from(found.header.length));
+                    return Some(found);
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    replay.out.report.damage(format!(
+                        "{}: reading at byte {}: {error}",
+                        self.name, self.offset
+                    ));
+                    replay.quarantine(self.segment.number);
+                }
+            }
+            self.chain = None;
+            self.offset += BLOCK_BYTES;
+        }
+        None
+    }
+
+    /// The batch that stands at the present offset, if one does.
+    fn batch_here(&mut self) -> io::Result<Option<Found>> {
+        let (mark, capacity) = (self.segment.mark, self.segment.capacity);
+        let head = self.window.at(self.offset, 64)?;
+        if field::u64_at(head, 0) != Some(mark) {
+            return Ok(None);
+        }
+        let Some(header) = BatchHeader::decode(head) else {
+            return Ok(None);
+        };
+        let length = round_to_block(u64::from(header.length));
+        if self.offset + length > capacity
+            || self.chain.is_some_and(|chain| chain != header.chain)
+            || header.durable >= header.number
+        {
+            return Ok(None);
+        }
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let bytes = self.window.at(self.offset, length)?;
+        let Ok((header, frames, padding)) = decode_batch(bytes, mark) else {
+            return Ok(None);
+        };
+        let bytes = bytes.to_vec();
+        Ok(Some(Found {
+            segment: self.segment.number,
+            offset: self.offset,
+            header,
+            frames,
+            padding,
+            bytes,
+        }))
+    }
+}
+
 /// Reads a segment in large pieces, front to back.
-struct Window<'a> {
-    segment: &'a Segment,
+struct Window {
+    segment: Arc<Segment>,
     bytes: Vec<u8>,
     start: u64,
 }
 
-impl Window<'_> {
+impl Window {
     fn at(&mut self, offset: u64, length: usize) -> io::Result<&[u8]> {
         let end = offset + length as u64;
         if offset < self.start || end > self.start + self.bytes.len() as u64 {

@@ -16,7 +16,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 #[cfg(test)]
 use super::faults::{Fault, seeded};
@@ -31,8 +33,13 @@ pub(super) struct Segment {
     pub(super) number: SegmentNumber,
     pub(super) mark: u64,
     pub(super) capacity: u64,
+    pub(super) generation: Generation,
     pub(super) file: Arc<dyn StorageFile>,
 }
+
+/// How often what lies in a segment has been moved: 0 hot, 1 warm, 2 cold (SPOOL 8).
+pub(super) type Generation = usize;
+pub(super) const GENERATIONS: usize = 3;
 
 /// What is known of a segment besides its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,7 +51,12 @@ pub(super) struct SegmentFate {
     /// Highest Lsn and batch number in it.
     pub(super) last_lsn: Lsn,
     pub(super) last_batch: BatchNumber,
+    /// When it was sealed, or found at a start; monotonic clock.
+    pub(super) sealed_at: Duration,
 }
+
+/// Highest segment number: the index packs them into 32 bits. At 64 MiB a segment that is more than any disk outlives.
+const SEGMENTS_MAX: SegmentNumber = 0xffff_fffe;
 
 /// All journal files of a spool.
 pub(super) struct Segments {
@@ -54,8 +66,10 @@ pub(super) struct Segments {
     open: Mutex<BTreeMap<SegmentNumber, (Arc<Segment>, SegmentFate)>>,
     /// Held while files are made or renamed, so that writer and keeper do not do it at once.
     maker: Mutex<Maker>,
-    /// Marked and named, ready to be written to. Not under `maker`, which is held while zeros are written.
-    prepared: Mutex<Option<Arc<Segment>>>,
+    /// How many spares there are, for who only wants to know.
+    spares: AtomicU64,
+    /// Marked and named, ready to be written to, by generation. Not under `maker`, which is held while zeros are written.
+    prepared: Mutex<[Option<Arc<Segment>>; GENERATIONS]>,
 }
 
 #[derive(Default)]
@@ -105,6 +119,7 @@ impl Segments {
             segment_bytes,
             spool_id,
             open: Mutex::default(),
+            spares: AtomicU64::new(maker.spares.len() as u64),
             maker: Mutex::new(maker),
             prepared: Mutex::default(),
         }
@@ -135,12 +150,15 @@ impl Segments {
         }
     }
 
-    /// Number, mark and fate of each segment, oldest first.
-    pub(super) fn fates(&self) -> Vec<(SegmentNumber, u64, SegmentFate)> {
-        lock(&self.open)
-            .iter()
-            .map(|(number, (segment, fate))| (*number, segment.mark, *fate))
-            .collect()
+    /// Each segment and its fate, oldest first.
+    pub(super) fn fates(&self) -> Vec<(Arc<Segment>, SegmentFate)> {
+        lock(&self.open).values().cloned().collect()
+    }
+
+    /// Journal files there are: segments, what is prepared, and spares.
+    pub(super) fn files(&self) -> u64 {
+        let prepared = lock(&self.prepared).iter().flatten().count();
+        (lock(&self.open).len() + prepared) as u64 + self.spares.load(Ordering::Relaxed)
     }
 
     /// Takes the prepared segment, or prepares one now. Blocks: disk.
@@ -149,26 +167,48 @@ impl Segments {
     /// [`SpoolError::Full`] when there is no room for a file; any other error has left nothing that counts.
     pub(super) fn take_next(
         &self,
+        generation: Generation,
         lsn: Lsn,
         batch: BatchNumber,
         wall_ms: u64,
     ) -> Result<Arc<Segment>, SpoolError> {
-        let ready = lock(&self.prepared).take();
+        let ready = self.take_prepared(generation);
         let segment = match ready {
             Some(segment) => segment,
             None => {
                 let mut maker = lock(&self.maker);
-                if lock(&self.prepared).is_none() {
-                    self.prepare(&mut maker, lsn, batch, wall_ms)?;
+                if !self.is_prepared(generation) {
+                    self.prepare(&mut maker, generation, lsn, batch, wall_ms)?;
                 }
-                lock(&self.prepared).take().ok_or(SpoolError::Closed)?
+                self.take_prepared(generation).ok_or(SpoolError::Closed)?
             }
         };
         self.add(Arc::clone(&segment), SegmentFate::default());
         Ok(segment)
     }
 
-    /// Sees to it that a segment is prepared and a spare is there for after it. Blocks: disk.
+    fn note_spares(&self, maker: &Maker) {
+        self.spares
+            .store(maker.spares.len() as u64, Ordering::Relaxed);
+    }
+
+    fn take_prepared(&self, generation: Generation) -> Option<Arc<Segment>> {
+        lock(&self.prepared).get_mut(generation)?.take()
+    }
+
+    fn is_prepared(&self, generation: Generation) -> bool {
+        lock(&self.prepared)
+            .get(generation)
+            .is_some_and(Option::is_some)
+    }
+
+    fn set_prepared(&self, segment: Segment) {
+        if let Some(place) = lock(&self.prepared).get_mut(segment.generation) {
+            *place = Some(Arc::new(segment));
+        }
+    }
+
+    /// Sees to it that a hot segment is prepared and that spares are there for after it. Blocks: disk.
     ///
     /// # Errors
     /// As [`Segments::take_next`].
@@ -180,8 +220,8 @@ impl Segments {
         spares_wanted: usize,
     ) -> Result<(), SpoolError> {
         let mut maker = lock(&self.maker);
-        if lock(&self.prepared).is_none() {
-            self.prepare(&mut maker, lsn, batch, wall_ms)?;
+        if !self.is_prepared(0) {
+            self.prepare(&mut maker, 0, lsn, batch, wall_ms)?;
         }
         while maker.spares.len() < spares_wanted {
             self.make_spare(&mut maker)?;
@@ -189,9 +229,26 @@ impl Segments {
         Ok(())
     }
 
+    /// Removes a spare, for what needs the room more. Whether there was one. Blocks: disk.
+    pub(super) fn give_up_spare(&self) -> Result<bool, SpoolError> {
+        let mut maker = lock(&self.maker);
+        let Some(name) = maker.spares.pop() else {
+            return Ok(false);
+        };
+        self.note_spares(&maker);
+        self.storage
+            .unlink(&name)
+            .map_err(|e| SpoolError::io("unlink", &name, e))?;
+        self.storage
+            .sync_dir()
+            .map_err(|e| SpoolError::io("sync", ".", e))?;
+        Ok(true)
+    }
+
     fn prepare(
         &self,
         maker: &mut Maker,
+        generation: Generation,
         lsn: Lsn,
         batch: BatchNumber,
         wall_ms: u64,
@@ -202,7 +259,8 @@ impl Segments {
         let Some(spare) = maker.spares.pop() else {
             return Err(SpoolError::Closed);
         };
-        let result = self.mark_and_name(&spare, maker, lsn, batch, wall_ms);
+        self.note_spares(maker);
+        let result = self.mark_and_name(&spare, maker, generation, lsn, batch, wall_ms);
         if result.is_err() {
             // Whatever happened to it, the name may still be there; it must not be taken for good again.
             maker.spares.retain(|name| *name != spare);
@@ -214,11 +272,15 @@ impl Segments {
         &self,
         spare: &str,
         maker: &mut Maker,
+        generation: Generation,
         lsn: Lsn,
         batch: BatchNumber,
         wall_ms: u64,
     ) -> Result<(), SpoolError> {
         let number = maker.next_segment;
+        if number > SEGMENTS_MAX {
+            return Err(SpoolError::Full("all segment numbers are used".into()));
+        }
         let name = segment_name(number);
         let file = self
             .storage
@@ -234,7 +296,7 @@ impl Segments {
             spool_id: self.spool_id,
             capacity,
             wall_ms,
-            generation: 0,
+            generation: u32::try_from(generation).unwrap_or(0),
         }
         .encode();
         file.write_at(0, &[&header, &header])
@@ -247,23 +309,25 @@ impl Segments {
             .map_err(|e| SpoolError::io("rename", spare, e))?;
         #[cfg(test)]
         if seeded(Fault::NoDirectorySync) {
-            *lock(&self.prepared) = Some(Arc::new(Segment {
+            self.set_prepared(Segment {
                 number,
                 mark,
                 capacity,
+                generation,
                 file,
-            }));
+            });
             return Ok(());
         }
         self.storage
             .sync_dir()
             .map_err(|e| SpoolError::io("sync", ".", e))?;
-        *lock(&self.prepared) = Some(Arc::new(Segment {
+        self.set_prepared(Segment {
             number,
             mark,
             capacity,
+            generation,
             file,
-        }));
+        });
         Ok(())
     }
 
@@ -290,6 +354,7 @@ impl Segments {
         match made {
             Ok(()) => {
                 maker.spares.push(name);
+                self.note_spares(maker);
                 Ok(())
             }
             Err(error) => {
@@ -302,7 +367,8 @@ impl Segments {
 
     /// Turns dead segments into spares, or removes them when there are enough. Blocks: disk.
     ///
-    /// `is_dead` is asked under the lock that guards the list, for sealed and undamaged segments only.
+    /// `is_dead` is asked under the lock that guards the list, for sealed and undamaged segments that nobody holds: a
+    /// reader keeps a segment by holding it (S7).
     ///
     /// # Errors
     /// [`SpoolError::Io`]; the segments concerned stay as they are in memory's view gone, on disk either name.
@@ -314,8 +380,11 @@ impl Segments {
         let mut maker = lock(&self.maker);
         let dead: Vec<SegmentNumber> = lock(&self.open)
             .iter()
-            .filter(|(number, (_, fate))| {
-                fate.is_sealed && !fate.is_quarantined && is_dead(**number, *fate)
+            .filter(|(number, (segment, fate))| {
+                fate.is_sealed
+                    && !fate.is_quarantined
+                    && Arc::strong_count(segment) == 1
+                    && is_dead(**number, *fate)
             })
             .map(|(number, _)| *number)
             .collect();
@@ -332,6 +401,7 @@ impl Segments {
                     .rename(&name, &spare)
                     .map_err(|e| SpoolError::io("rename", &name, e))?;
                 maker.spares.push(spare);
+                self.note_spares(&maker);
             } else {
                 self.storage
                     .unlink(&name)
@@ -392,6 +462,9 @@ pub(super) fn open_segment(
                 number,
                 mark: header.mark,
                 capacity,
+                generation: usize::try_from(header.generation)
+                    .unwrap_or(0)
+                    .min(GENERATIONS - 1),
                 file,
             },
             header,

@@ -10,7 +10,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use super::format::{Kind, SegmentNumber};
+use super::index::Entry;
 use super::record::{self, Extent};
+use super::segment::Generation;
 use super::{Inner, Lease, SpoolError, lock};
 use crate::envelope::{Envelope, MessageId};
 
@@ -61,6 +63,11 @@ pub(super) struct Commit {
     pub(super) urgency: Urgency,
     /// Whether it brings new mail, which a full disk refuses.
     pub(super) is_new_mail: bool,
+    /// For a Relocation: the message as it was when its records were read. If it has changed since, the record would
+    /// undo the change, and is dropped.
+    pub(super) moved_from: Option<Box<Entry>>,
+    /// Which open segment it is written to.
+    pub(super) generation: Generation,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +87,8 @@ impl Commit {
             lease: None,
             urgency: Urgency::Now,
             is_new_mail: false,
+            moved_from: None,
+            generation: 0,
         }
     }
 }
@@ -113,6 +122,8 @@ pub(super) struct Reception {
     pub(super) extents: Mutex<Vec<Extent>>,
     /// Segments kept from being recycled on its account (S7).
     pub(super) pins: Mutex<Vec<SegmentNumber>>,
+    /// Which open segment its chunks are written to.
+    pub(super) generation: Generation,
     /// Set when the message is given up: chunks not yet written are skipped.
     pub(super) is_abandoned: AtomicBool,
 }
@@ -209,9 +220,8 @@ impl Transaction {
             reception: self.reception.take(),
             frames,
             ticket: Arc::clone(&ticket),
-            lease: None,
-            urgency: Urgency::Now,
             is_new_mail: true,
+            ..Commit::internal(Vec::new())
         };
         self.inner.submit_commit(commit)
     }
@@ -247,6 +257,11 @@ impl TicketState {
             slot: Mutex::default(),
             is_done: Condvar::new(),
         })
+    }
+
+    /// The message it is about.
+    pub(super) fn id(&self) -> MessageId {
+        self.id
     }
 
     /// Releases the ticket. The first result stands.
@@ -338,6 +353,9 @@ impl Future for Room {
 pub(super) struct Waiting {
     pub(super) fifo: VecDeque<Submission>,
     pub(super) bytes: u64,
+    /// What the keeper moves, in batches of its own; waits for everybody else.
+    pub(super) relocations: VecDeque<Submission>,
+    pub(super) relocation_bytes: u64,
     /// How many of them must not wait for others.
     pub(super) urgent: usize,
     pub(super) room_wakers: Vec<Waker>,
@@ -362,9 +380,35 @@ pub(super) enum Sleep {
 
 impl Waiting {
     pub(super) fn push(&mut self, submission: Submission) {
+        if submission.generation() > 0 {
+            self.relocation_bytes += submission.bytes();
+            self.relocations.push_back(submission);
+            return;
+        }
         self.bytes += submission.bytes();
         self.urgent += usize::from(submission.is_urgent());
         self.fifo.push_back(submission);
+    }
+
+    /// Takes relocations for one batch, all into the same generation.
+    pub(super) fn take_relocations(&mut self, batch_bytes_max: u64) -> Vec<Submission> {
+        let mut taken: Vec<Submission> = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = self.relocations.front() {
+            let more = next.bytes();
+            if let Some(first) = taken.first()
+                && (bytes + more > batch_bytes_max || next.generation() != first.generation())
+            {
+                break;
+            }
+            bytes += more;
+            let Some(next) = self.relocations.pop_front() else {
+                break;
+            };
+            self.relocation_bytes = self.relocation_bytes.saturating_sub(more);
+            taken.push(next);
+        }
+        taken
     }
 
     /// Takes what fits one batch: at least one submission, if there is one.
@@ -397,6 +441,22 @@ impl Submission {
                 .reception
                 .as_ref()
                 .is_some_and(|r| r.is_abandoned.load(Ordering::Relaxed)),
+        }
+    }
+
+    /// Which open segment it is written to.
+    pub(super) fn generation(&self) -> Generation {
+        match self {
+            Self::Chunk { reception, .. } => reception.generation,
+            Self::Commit(commit) => commit.generation,
+        }
+    }
+
+    /// Whether a full disk refuses it.
+    pub(super) fn is_new_mail(&self) -> bool {
+        match self {
+            Self::Chunk { .. } => true,
+            Self::Commit(commit) => commit.is_new_mail,
         }
     }
 

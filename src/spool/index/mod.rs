@@ -238,6 +238,11 @@ impl Index {
         self.pins.get(&segment).copied()
     }
 
+    /// Bytes of all that lives.
+    pub(super) fn bytes_live(&self) -> u64 {
+        self.pins.values().map(|pin| pin.bytes).sum()
+    }
+
     fn pin_packed(&mut self, packed: &Packed, extra: Option<&Extra>) {
         if extra.is_none() {
             let place = packed.envelope.place();
