@@ -145,10 +145,9 @@ impl Reclaim {
             self.moving = self.begin(inner);
             return 0;
         };
-        let chunk = match moving.content.next_chunk() {
-            Ok(chunk) => chunk,
+        let Ok(chunk) = moving.content.next_chunk() else {
             // It stays where it is; whoever reads it next reports it.
-            Err(_) => return self.give_up(inner, &moving),
+            return self.give_up(inner, &moving);
         };
         if !chunk.is_empty() {
             let bytes = chunk.len() as u64;

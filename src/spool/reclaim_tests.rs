@@ -39,7 +39,9 @@ fn settle(spool: &Spool, writer: &mut Writer) {
 fn traffic(spool: &Spool, writer: &mut Writer, count: u32) -> Vec<(MessageId, Vec<u8>)> {
     let mut kept = Vec::new();
     for n in 0..count {
-        let content: Vec<u8> = (0..3000 + n % 700).map(|at| ((at + n) % 251) as u8).collect();
+        let content: Vec<u8> = (0..3000 + n % 700)
+            .map(|at| ((at + n) % 251) as u8)
+            .collect();
         let id = accept(spool, writer, &content, &["bob", "carol@example.test"]);
         let lease = spool.lease_message(id, Duration::from_secs(3600)).unwrap();
         let outcome = |result| Outcome::new(result, Status::OK, "local", format!("said {n}"));
@@ -78,7 +80,10 @@ fn traffic(spool: &Spool, writer: &mut Writer, count: u32) -> Vec<(MessageId, Ve
 }
 
 fn check(spool: &Spool, kept: &[(MessageId, Vec<u8>)]) {
-    assert_eq!(spool.ids(), kept.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+    assert_eq!(
+        spool.ids(),
+        kept.iter().map(|(id, _)| *id).collect::<Vec<_>>()
+    );
     for (at, (id, content)) in kept.iter().enumerate() {
         assert_eq!(&read(spool, *id), content);
         let message = spool.message(*id).unwrap();

@@ -593,8 +593,9 @@ const RELOCATION_WARNED: u8 = 2;
 pub(super) fn encode_relocation(record: &RelocationRecord) -> Vec<u8> {
     let mut out = Out(Vec::with_capacity(512));
     out.u8(VERSION);
-    out.u8(u8::from(record.is_held) * RELOCATION_HELD
-        | u8::from(record.has_warned) * RELOCATION_WARNED);
+    let held = u8::from(record.is_held) * RELOCATION_HELD;
+    let warned = u8::from(record.has_warned) * RELOCATION_WARNED;
+    out.u8(held | warned);
     out.u16(0);
     out.u64(record.due_unix_ms);
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
@@ -636,11 +637,14 @@ pub(super) struct RelocatedRecipient {
     pub(super) has_outcome: bool,
 }
 
+/// The facts without the recipients, the Hold's payload, and the Envelope's.
+type RelocationParts<'a> = (RelocationFacts, Option<&'a [u8]>, &'a [u8]);
+
 fn get_relocation<'a>(
     payload: &'a [u8],
     mut recipient: impl FnMut(Standing, u32, Option<&'a [u8]>),
     mut expansion: impl FnMut(&'a [u8]),
-) -> Result<(RelocationFacts, Option<&'a [u8]>, &'a [u8]), Malformed> {
+) -> Result<RelocationParts<'a>, Malformed> {
     let bad = Malformed("relocation");
     let mut from = In::new(payload, "relocation")?;
     let flags = from.u8()?;

@@ -273,7 +273,7 @@ impl Packed {
         out.extend_from_slice(&due.to_le_bytes());
         self.envelope.put(out);
         out.extend_from_slice(&self.units_here.to_le_bytes());
-        let flags = self.flags & (HELD | WARNED | RELOCATED) | u8::from(extra.is_some()) * EXTRA;
+        let flags = self.flags & (HELD | WARNED | RELOCATED) | (u8::from(extra.is_some()) * EXTRA);
         out.extend_from_slice(&u32::from(flags).to_le_bytes());
         self.recipient.put(out);
         let Some(extra) = extra else { return };

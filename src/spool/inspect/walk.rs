@@ -162,6 +162,7 @@ pub(super) fn open_headless(
         number,
         mark: 0,
         capacity,
+        generation: 0,
         file: Arc::clone(&file),
     };
     let mut piece = Piece {
