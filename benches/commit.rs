@@ -164,6 +164,13 @@ fn throughput(settings: &Settings, rounds: &mut Rounds) -> Panel {
         }
         against(ours, one, bar_one);
         against(ours, two, bar_two);
+        // What the disk would allow: the same batches, written and flushed with nothing between them.
+        let ceiling = raw.rate * ours.rate / ours.units.max(1e-9);
+        println!(
+            "  with nothing but its writes and flushes {:>17.3} times one file, {:.3} times two",
+            ceiling / one.rate.max(1e-9),
+            ceiling / two.rate.max(1e-9)
+        );
         if n == 1 {
             let p50 = ours.p50.as_secs_f64() / raw.p50.as_secs_f64().max(1e-9);
             print_bar(
