@@ -50,6 +50,8 @@ impl Tracer {
         let mut command = Command::new("strace");
         command
             .args(["-f", "-p", &pid.to_string(), "-o", "/dev/null"])
+            // What a daemon becomes that starts itself again is undisturbed.
+            .args(["-b", "execve"])
             .args(["-e", &format!("trace={call}")])
             .args(["-e", &format!("inject={inject}")]);
         for path in paths {
@@ -548,6 +550,13 @@ fn a_mailbox_that_cannot_be_synced_is_not_delivered_to() {
     assert!(daemon.stop().success());
 }
 
+/// What has a task of the daemon panic: a runtime that can't have the thread it needs does.
+const NO_THREAD: &str = "clone3,clone:error=EPERM";
+
+fn panics_in_log(sandbox: &Sandbox) -> usize {
+    sandbox.text("var/log/maillog").matches(": panic: ").count()
+}
+
 #[test]
 fn a_panic_ends_the_daemon_loudly_and_loses_nothing() {
     if !can_trace("a panic") {
@@ -555,23 +564,53 @@ fn a_panic_ends_the_daemon_loudly_and_loses_nothing() {
     }
     let sandbox = Sandbox::new();
     let daemon = sandbox.start();
-    // A runtime that can't have the thread it needs panics in the task that asked for it.
-    let tracer = Tracer::attach(
-        &sandbox.path(),
-        daemon.pid(),
-        &[],
-        "clone3,clone:error=EPERM",
-    );
-    let sent = send_until_refused_or_gone(daemon.address());
+    let tracer = Tracer::attach(&sandbox.path(), daemon.pid(), &[], NO_THREAD);
+    let sent = send_until_refused(daemon.address(), 16, 2);
     let status = daemon.wait();
     assert_eq!(status.code(), Some(PANICKED), "{status}");
     drop(tracer);
-    let log = sandbox.text("var/log/maillog");
-    assert!(log.contains("panic: "), "{log}");
-    assert_recovers(&sandbox, &sent);
+    assert_eq!(panics_in_log(&sandbox), 1);
+    assert_recovers(&sandbox, &sent.acknowledged);
+
+    // In the background it may not start itself again yet.
+    let daemon = sandbox.start_in_background(&[]);
+    let starts = starts_in_log(&sandbox);
+    let tracer = Tracer::attach(&sandbox.path(), daemon.pid(), &[], NO_THREAD);
+    let sent = send_until_refused(sandbox.address(), 16, 2);
+    wait_for("the end of the background daemon", || {
+        (!daemon.is_running()).then_some(())
+    });
+    drop(tracer);
+    assert_eq!(panics_in_log(&sandbox), 2);
+    assert_eq!(starts_in_log(&sandbox), starts);
+    assert_recovers(&sandbox, &sent.acknowledged);
 }
 
-/// Sends over many connections at once until the daemon is gone; gives what was acknowledged.
-fn send_until_refused_or_gone(address: std::net::SocketAddr) -> HashSet<String> {
-    send_until_refused(address, 16, 2).acknowledged
+#[test]
+#[ignore = "takes more than a minute"]
+fn a_background_daemon_older_than_a_minute_starts_again_after_a_panic() {
+    if !can_trace("a panic in the background") {
+        return;
+    }
+    let sandbox = Sandbox::new();
+    assert!(sandbox.start().stop().success());
+    let start = now();
+    let first = sandbox.start_in_background(&[]);
+    let old = sandbox.address();
+    wait_within(RESTART_INTERVAL * 2, "a minute of its life", || {
+        (start.elapsed() > RESTART_INTERVAL + Duration::from_secs(1)).then_some(())
+    });
+    let tracer = Tracer::attach(&sandbox.path(), first.pid(), &[], NO_THREAD);
+    let sent = send_until_refused(old, 16, 2);
+    wait_for("the next start", || {
+        (starts_in_log(&sandbox) == 3).then_some(())
+    });
+    drop(tracer);
+    assert_eq!(panics_in_log(&sandbox), 1);
+    let address = wait_for("the new address", || {
+        Some(sandbox.address()).filter(|address| *address != old)
+    });
+    assert!(sent.acknowledged.is_subset(&queued_ids(&sandbox)));
+    assert_serves(&sandbox, address, "afterwards");
+    sandbox.background().stop();
 }

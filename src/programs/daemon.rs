@@ -6,7 +6,8 @@
 //!
 //! When the journal is poisoned (I3), a daemon in the foreground ends with [`POISONED`] for its supervisor to start it
 //! again; one in the background starts itself again, at most once in [`RESTART_INTERVAL_MIN`], and answers "try again
-//! later" until then. Blocks: until it is stopped.
+//! later" until then. A panic anywhere ends the daemon after the log was told; one in the background that is older than
+//! [`RESTART_INTERVAL_MIN`] starts itself again. Blocks: until it is stopped.
 //!
 //! Sources: sendmail(8); transcripts 10 and 76 of 8.17.1 for texts, files and signals.
 
@@ -29,7 +30,7 @@ use super::open_spool::{OpenError, OpenSpool};
 use super::owned_queue::OwnedQueue;
 use super::run_file::{RunFile, pid_file_content};
 use super::wiring::{self, System};
-use super::{end_on_panic, newaliases, queue_run};
+use super::{AfterPanic, end_on_panic, newaliases, queue_run};
 use crate::cli::VERSION;
 use crate::config::{Config, Remote, Request, Role};
 use crate::control::selection::Selection;
@@ -149,7 +150,10 @@ pub fn run(config: &Config, plan: &Plan<'_>) -> ExitCode {
         },
     };
     let system = System::new(config);
-    end_on_panic(Some(system.maillog.clone()));
+    end_on_panic(
+        Some(system.maillog.clone()),
+        (plan.place == Place::Background).then(|| restart_after_panic(&program, plan, &system)),
+    );
     let end = match start_and_serve(config, plan, &system, announcement) {
         Ok(end) => end,
         Err(error) => {
@@ -779,6 +783,19 @@ fn restart(program: &Path, command_line: &[OsString], system: &System) -> ExitCo
         .write(Severity::Alert, 0, QueueId::None, &text);
     eprintln!("sendmail: {text}");
     ExitCode::OsErr
+}
+
+/// What a daemon in the background does about a panic, as nobody else would start it: it starts itself again, unless it
+/// was started less than [`RESTART_INTERVAL_MIN`] ago; then it ends.
+fn restart_after_panic(program: &Path, plan: &Plan<'_>, system: &System) -> AfterPanic {
+    let (program, command_line) = (program.to_owned(), plan.command_line.to_vec());
+    let system = system.clone();
+    Box::new(move || {
+        if pause_before_restart(&system).is_zero() {
+            // Returns only if that fails, which the log is told.
+            let _ = restart(&program, &command_line, &system);
+        }
+    })
 }
 
 #[cfg(test)]

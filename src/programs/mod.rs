@@ -62,7 +62,7 @@ impl StartError {
 /// Blocks: until the program ends.
 #[must_use]
 pub fn run(command_line: &[OsString]) -> ExitCode {
-    end_on_panic(None);
+    end_on_panic(None, None);
     let invocation = match Invocation::parse(command_line) {
         Ok(invocation) => invocation,
         Err(error) => return refuse(&error),
@@ -191,14 +191,20 @@ fn print(text: &str) -> ExitCode {
     }
 }
 
+/// What is tried after a panic instead of ending; it returns if it did not work, or was not to be.
+pub(crate) type AfterPanic = Box<dyn Fn() + Send + Sync>;
+
 /// Makes a panic of any thread end the process with `EX_SOFTWARE`, after the log, if there is one, has been told. What
 /// was acknowledged is in the journal; going on with broken promises between our own modules would risk more.
-pub(crate) fn end_on_panic(maillog: Option<Maillog>) {
+pub(crate) fn end_on_panic(maillog: Option<Maillog>, instead: Option<AfterPanic>) {
     std::panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
         let text = format!("panic: {info}").replace('\n', " ");
         eprintln!("sendmail: {text}");
         if let Some(maillog) = &maillog {
             maillog.write(Severity::Alert, 0, QueueId::None, &text);
+        }
+        if let Some(instead) = &instead {
+            instead();
         }
         std::process::exit(i32::from(ExitCode::Software as u8));
     }));

@@ -106,7 +106,7 @@ fn ask_owner(socket: &Path, selection: &Selection, shown: Shown) -> Result<(), R
 
 fn run_as_owner(config: &Config, selection: &Selection, shown: Shown) -> Result<(), RunError> {
     let system = System::new(config);
-    super::end_on_panic(Some(system.maillog.clone()));
+    super::end_on_panic(Some(system.maillog.clone()), None);
     let open = OpenSpool::open(
         &config.paths.queue_directory,
         &config.spool,
