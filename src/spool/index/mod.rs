@@ -612,8 +612,15 @@ impl Index {
         wheel.advance(millis(now), |slot| {
             packed.get(slot).map_or(0, |packed| packed.due)
         });
-        let id = self.packed.get(self.wheel.first_ready()?)?.id;
-        self.claim(id, now, held_for).map(|epoch| (id, epoch))
+        while let Some(slot) = self.wheel.first_ready() {
+            let id = self.packed.get(slot)?.id;
+            if let Some(epoch) = self.claim(id, now, held_for) {
+                return Some((id, epoch));
+            }
+            // Kept back: what ends that puts it in again. It must not keep back the others.
+            self.wheel.remove(slot);
+        }
+        None
     }
 
     /// Claims a message, due or not, unless it is held or claimed.
