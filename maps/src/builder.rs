@@ -5,7 +5,7 @@
 //! disk; nothing else does. Limits: 2^32 entries, and those of the record body (16 GiB, items below 1 GiB).
 
 use crate::direct::check_written;
-use crate::publish::{self, Locking, PublishError, PublishOptions, Published};
+use crate::publish::{self, Disk, Locking, PublishError, PublishOptions, Published, RealDisk};
 use crate::records::{self, Entries};
 use crate::{Map, MapError, MapKind, bdb, cdb, fixed, lmdb_file, redb_file};
 use std::fs::File;
@@ -224,11 +224,21 @@ impl MapBuilder {
         dest: &Path,
         options: &PublishOptions,
     ) -> Result<Published, PublishError> {
+        self.publish_on(&RealDisk, dest, options)
+    }
+
+    /// As [`MapBuilder::publish`], on a disk whose power a test may cut.
+    pub(crate) fn publish_on(
+        &self,
+        disk: &dyn Disk,
+        dest: &Path,
+        options: &PublishOptions,
+    ) -> Result<Published, PublishError> {
         let locking = match self.kind.has_record_lock() {
             true => Locking::FlockAndRecord,
             false => Locking::Flock,
         };
-        let keys = publish::publish(dest, options, locking, |file, path| {
+        let keys = publish::publish(disk, dest, options, locking, |file, path| {
             let keys = self.write(file, path).map_err(|source| PublishError::Io {
                 path: dest.to_path_buf(),
                 operation: "write",

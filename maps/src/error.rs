@@ -29,6 +29,14 @@ pub enum MapError {
         /// What the system said, as text.
         detail: String,
     },
+    /// Others than its owner could change the file or put another in its place; see [`crate::Safety`].
+    #[error("unsafe map file {}: {detail}", path.display())]
+    Unsafe {
+        /// The map file.
+        path: PathBuf,
+        /// What is writable by whom, in Sendmail's words.
+        detail: String,
+    },
     /// The file is not a well-formed map: cut off, overwritten, or half built.
     #[error("{}: damaged map: {detail}", path.display())]
     Damaged {
@@ -87,6 +95,7 @@ impl MapError {
     pub fn path(&self) -> &Path {
         match self {
             Self::Open { path, .. }
+            | Self::Unsafe { path, .. }
             | Self::Damaged { path, .. }
             | Self::Locked { path, .. }
             | Self::Timeout { path, .. }
@@ -99,6 +108,7 @@ impl MapError {
     pub fn detail(&self) -> &str {
         match self {
             Self::Open { detail, .. }
+            | Self::Unsafe { detail, .. }
             | Self::Damaged { detail, .. }
             | Self::Locked { detail, .. }
             | Self::Timeout { detail, .. }
@@ -123,6 +133,13 @@ impl MapError {
             path: path.to_path_buf(),
             kind: error.kind(),
             detail: io_text(error),
+        }
+    }
+
+    pub(crate) fn unsafe_file(path: &Path, detail: &str) -> Self {
+        Self::Unsafe {
+            path: path.to_path_buf(),
+            detail: detail.into(),
         }
     }
 

@@ -122,6 +122,9 @@ pub(crate) fn map_fixed(
     // SAFETY: only root and this user can write the file or replace it, which was just checked, and programs of this
     // crate put a new file in place by rename and never change one. The bytes are read with bounds checked.
     let map = unsafe { Mmap::map(file) }.map_err(|error| MapError::open(path, &error))?;
+    // A mapping keeps the open file, and with it the shared lock, which would keep builders off as long as we serve it.
+    file.unlock()
+        .map_err(|error| MapError::open(path, &error))?;
     let (header, buckets, body) = verify(path, &map)?;
     let table = FixedTable {
         bytes: Bytes::Mapped(map),

@@ -13,7 +13,7 @@
 use crate::answer::{finish, folded, strip_nul};
 use crate::load::{LoadOptions, Stamp, load};
 use crate::{
-    Map, MapError, MapKind, MapSpec, NulRule, NulStyle, PairVisitor, Snapshot, open_direct,
+    Map, MapError, MapKind, MapSpec, NulRule, NulStyle, PairVisitor, Safety, Snapshot, open_direct,
 };
 use arc_swap::ArcSwap;
 use std::borrow::Cow;
@@ -50,6 +50,8 @@ pub struct HandleOptions {
     pub lock_wait: Duration,
     /// Told of reloads and of trouble, on the thread that looked up.
     pub report: Report,
+    /// Which files are refused because others could have written them. Nothing is, unless the owner says so.
+    pub safety: Safety,
 }
 
 impl Default for HandleOptions {
@@ -57,6 +59,7 @@ impl Default for HandleOptions {
         Self {
             lock_wait: Duration::from_secs(10),
             report: Arc::new(|_| {}),
+            safety: Safety::UNCHECKED,
         }
     }
 }
@@ -239,6 +242,7 @@ impl MapHandle {
             lock_wait: wait,
             columns: self.spec.columns.clone(),
             folds_text_keys: !self.spec.switches.keeps_case,
+            safety: self.options.safety,
         };
         let loaded = match load(self.spec.kind, &self.file, &options) {
             // I9: only a file that is not there counts as an empty map; one that cannot be read is trouble.
@@ -380,6 +384,7 @@ pub fn lookup_once(
                 lock_wait,
                 columns: spec.columns.clone(),
                 folds_text_keys: !spec.switches.keeps_case,
+                ..LoadOptions::default()
             };
             load(spec.kind, &spec.file(), &options)
                 .map(|snapshot| find_in_snapshot(&snapshot, spec, key))

@@ -25,6 +25,8 @@ mod definition;
 mod direct;
 mod error;
 mod fixed;
+#[cfg(test)]
+mod fuzz_tests;
 mod handle;
 mod implicit;
 mod kind;
@@ -34,12 +36,15 @@ mod lock;
 mod null;
 mod open_map;
 mod patience;
+#[cfg(test)]
+mod power_cut_tests;
 mod program;
 mod publish;
 mod random_access;
 mod records;
 mod redb_file;
 mod regex;
+mod safety;
 mod sequence;
 mod snapshot;
 pub mod source;
@@ -62,6 +67,7 @@ pub use kind::MapKind;
 pub use load::{LoadOptions, Stamp, load};
 pub use open_map::{ClassMap, MapSet, NoOpener, OpenMap, Opener, SERVICE_SWITCH_FILE};
 pub use publish::{PublishError, PublishOptions, Published, check_place};
+pub use safety::Safety;
 pub use snapshot::{NulStyle, Snapshot, SnapshotBuilder};
 pub use spec::{MapSpec, NulRule, SpecError, Switches, TextColumns};
 

@@ -15,7 +15,7 @@ use crate::lock::{self, Mode};
 use crate::patience::Patience;
 use crate::redb_file::load_redb;
 use crate::spec::TextColumns;
-use crate::{MapError, MapKind, Snapshot, SnapshotBuilder, text};
+use crate::{MapError, MapKind, Safety, Snapshot, SnapshotBuilder, text};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::ops::ControlFlow;
@@ -76,6 +76,8 @@ pub struct LoadOptions {
     pub columns: TextColumns,
     /// Whether keys of a text map are put in lower case.
     pub folds_text_keys: bool,
+    /// Which files are refused because others could have written them. Nothing is, unless the caller says so.
+    pub safety: Safety,
 }
 
 impl Default for LoadOptions {
@@ -84,6 +86,7 @@ impl Default for LoadOptions {
             lock_wait: Duration::from_secs(10),
             columns: TextColumns::default(),
             folds_text_keys: true,
+            safety: Safety::UNCHECKED,
         }
     }
 }
@@ -93,6 +96,10 @@ impl Default for LoadOptions {
 /// # Errors
 /// [`MapError::Open`], [`MapError::Locked`] at the deadline, [`MapError::Damaged`], [`MapError::Unsupported`].
 pub fn load(kind: MapKind, path: &Path, options: &LoadOptions) -> Result<Snapshot, MapError> {
+    if options.safety != Safety::UNCHECKED {
+        let (_, meta) = open_file(path)?;
+        options.safety.check(path, &meta)?;
+    }
     if kind == MapKind::Text {
         let (bytes, stamp) = read_locked(path, options.lock_wait, Emptiness::Allowed)?;
         let (columns, folds_keys) = (&options.columns, options.folds_text_keys);

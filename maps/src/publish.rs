@@ -99,17 +99,62 @@ impl PublishError {
     }
 }
 
+/// The calls that decide what a power cut leaves, so that tests can cut at each of them.
+pub(crate) trait Disk {
+    /// Creates a file that was not there.
+    fn create(&self, path: &Path) -> io::Result<File>;
+    /// Makes a file's bytes durable.
+    fn sync_file(&self, file: &File, path: &Path) -> io::Result<()>;
+    /// Gives a file the name of another, which it replaces.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Makes the names in a directory durable.
+    fn sync_directory(&self, path: &Path) -> io::Result<()>;
+    /// Removes a name.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+}
+
+/// The file system.
+pub(crate) struct RealDisk;
+
+impl Disk for RealDisk {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+    }
+
+    fn sync_file(&self, file: &File, _path: &Path) -> io::Result<()> {
+        file.sync_all()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+}
+
 /// Removes the temporary file unless it was renamed.
-struct Temporary {
+struct Temporary<'d> {
+    disk: &'d dyn Disk,
     path: PathBuf,
     is_published: bool,
 }
 
-impl Drop for Temporary {
+impl Drop for Temporary<'_> {
     fn drop(&mut self) {
         if !self.is_published {
             // The error that led here is the one to report.
-            let _ = std::fs::remove_file(&self.path);
+            let _ = self.disk.remove(&self.path);
         }
     }
 }
@@ -131,6 +176,7 @@ pub(crate) enum Locking {
 /// # Durability
 /// When this returns, the new file and its name are on disk.
 pub(crate) fn publish<T>(
+    disk: &dyn Disk,
     dest: &Path,
     options: &PublishOptions,
     locking: Locking,
@@ -146,7 +192,7 @@ pub(crate) fn publish<T>(
     };
     let followed = check_place(dest, options)?;
     let dest = followed.as_path();
-    let (file, mut temporary) = create_temporary(dest)?;
+    let (file, mut temporary) = create_temporary(disk, dest)?;
     let old = lock_old(dest, options.lock_wait, locking)?;
     let result = write(&file, &temporary.path)?;
     let path = &temporary.path;
@@ -167,10 +213,11 @@ pub(crate) fn publish<T>(
     }
     file.set_permissions(Permissions::from_mode(mode))
         .map_err(fail("set the mode of", path))?;
-    file.sync_all().map_err(fail("sync", path))?;
-    std::fs::rename(path, dest).map_err(fail("rename", path))?;
+    disk.sync_file(&file, path).map_err(fail("sync", path))?;
+    disk.rename(path, dest).map_err(fail("rename", path))?;
     temporary.is_published = true;
-    sync_directory(dest).map_err(fail("sync the directory of", dest))?;
+    disk.sync_directory(directory_of(dest))
+        .map_err(fail("sync the directory of", dest))?;
     drop(old);
     Ok(result)
 }
@@ -216,22 +263,18 @@ pub fn check_place(dest: &Path, options: &PublishOptions) -> Result<PathBuf, Pub
     Ok(place)
 }
 
-fn create_temporary(dest: &Path) -> Result<(File, Temporary), PublishError> {
+fn create_temporary<'d>(
+    disk: &'d dyn Disk,
+    dest: &Path,
+) -> Result<(File, Temporary<'d>), PublishError> {
     let mut name = dest.as_os_str().to_os_string();
     name.push(format!(".tmp-{}", std::process::id()));
     let path = PathBuf::from(name);
-    let create = || {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-    };
+    let create = || disk.create(&path);
     let file = match create() {
         // Left by a process of the same number that crashed: no other can be at work under our number.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            std::fs::remove_file(&path).and_then(|()| create())
+            disk.remove(&path).and_then(|()| create())
         }
         other => other,
     };
@@ -243,6 +286,7 @@ fn create_temporary(dest: &Path) -> Result<(File, Temporary), PublishError> {
     Ok((
         file,
         Temporary {
+            disk,
             path,
             is_published: false,
         },
@@ -297,10 +341,6 @@ fn lock_old(dest: &Path, wait: Duration, locking: Locking) -> Result<Option<File
     Err(MapError::locked(dest, "the map is replaced again and again").into())
 }
 
-fn sync_directory(dest: &Path) -> io::Result<()> {
-    File::open(directory_of(dest))?.sync_all()
-}
-
 /// The directory a file lies in; `.` for a bare name.
 fn directory_of(path: &Path) -> &Path {
     match path.parent() {
@@ -315,7 +355,7 @@ mod tests {
     use std::io::Write;
 
     fn put(dest: &Path, text: &str, options: &PublishOptions) -> Result<(), PublishError> {
-        publish(dest, options, Locking::Flock, |mut file, _| {
+        publish(&RealDisk, dest, options, Locking::Flock, |mut file, _| {
             file.write_all(text.as_bytes())
                 .map_err(|source| PublishError::Io {
                     path: dest.to_path_buf(),
@@ -353,6 +393,7 @@ mod tests {
         let dest = dir.path().join("m.db");
         put(&dest, "old", &PublishOptions::default()).unwrap();
         let failed: Result<(), _> = publish(
+            &RealDisk,
             &dest,
             &PublishOptions::default(),
             Locking::Flock,
