@@ -192,7 +192,11 @@ pub struct ContentReader {
     chunks: std::vec::IntoIter<(Arc<Segment>, Extent)>,
     chunk: Vec<u8>,
     at: usize,
+    told: Option<OnError>,
 }
+
+/// Told of the error that ends the reading.
+type OnError = Box<dyn Fn(&SpoolError) + Send>;
 
 impl ContentReader {
     pub(super) fn open(
@@ -216,7 +220,16 @@ impl ContentReader {
             chunks: chunks.into_iter(),
             chunk: Vec::new(),
             at: 0,
+            told: None,
         })
+    }
+
+    /// The same, and `told` hears of an error.
+    pub(super) fn on_error(self, told: impl Fn(&SpoolError) + Send + 'static) -> Self {
+        Self {
+            told: Some(Box::new(told)),
+            ..self
+        }
     }
 
     /// The next piece of content, at most one chunk; empty at the end. Saves a copy over [`io::Read`].
@@ -232,9 +245,14 @@ impl ContentReader {
             offset: extent.offset,
             length: extent.length,
         };
-        read_frame(&segment, self.id, Kind::Content, place).map_err(|error| match error {
-            SpoolError::Io { source, .. } => io::Error::new(source.kind(), source),
-            other => io::Error::new(io::ErrorKind::InvalidData, other),
+        read_frame(&segment, self.id, Kind::Content, place).map_err(|error| {
+            if let Some(told) = &self.told {
+                told(&error);
+            }
+            match error {
+                SpoolError::Io { source, .. } => io::Error::new(source.kind(), source),
+                other => io::Error::new(io::ErrorKind::InvalidData, other),
+            }
         })
     }
 }

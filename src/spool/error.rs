@@ -82,6 +82,24 @@ impl SpoolError {
         }
     }
 
+    /// Whether it says that bytes which were durable are not there any more as they were written: a wrong checksum, a
+    /// file cut short, a bad sector. Other errors of the system pass by themselves.
+    #[must_use]
+    pub(super) fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Io {
+                operation: "read",
+                source,
+                ..
+            } => {
+                let eio = rustix::io::Errno::IO.raw_os_error();
+                source.raw_os_error() == Some(eio) || source.kind() == io::ErrorKind::UnexpectedEof
+            }
+            _ => false,
+        }
+    }
+
     /// Everything passes by itself or after a restart, except what is too large.
     #[must_use]
     pub fn verdict(&self) -> Verdict {

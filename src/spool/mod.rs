@@ -413,9 +413,19 @@ impl Spool {
     /// As [`Spool::message`]; the reader's own errors are of kind `InvalidData` for damage.
     pub fn content(&self, id: MessageId) -> Result<ContentReader, SpoolError> {
         let inner = &self.inner;
-        inner.read(id, &mut |entry| {
+        let mut place = None;
+        let reader = inner.read(id, &mut |entry| {
+            place = Some(entry.envelope);
             ContentReader::open(&|n| inner.segments.get(n), id, entry)
-        })
+        })?;
+        let inner = Arc::clone(inner);
+        Ok(reader.on_error(move |error| {
+            // One that has moved since is to be read at its new place.
+            let now = lock(&inner.index).get(id).map(|entry| entry.envelope);
+            if now == place {
+                inner.hold_unreadable(id, error);
+            }
+        }))
     }
 
     /// Records an update and keeps the lease, for what must be durable before the next step: expansions.
@@ -833,10 +843,29 @@ impl Inner {
             }
             let now = find()?;
             if now == entry {
+                if let Err(error) = &result {
+                    self.hold_unreadable(id, error);
+                }
                 return result;
             }
             entry = now;
         }
+    }
+
+    /// Holds a message whose bytes are damaged or can't be read, and says so once; it is not tried again and again,
+    /// and does not expire, before the operator has looked (SPOOL 6). Released like any other.
+    fn hold_unreadable(&self, id: MessageId, error: &SpoolError) {
+        if !error.is_damage() {
+            return;
+        }
+        {
+            let mut index = lock(&self.index);
+            if index.get(id).is_none_or(|entry| entry.is_held) {
+                return;
+            }
+            index.hold_damaged(id);
+        }
+        self.remark(format!("{id} is held: {error}"));
     }
 
     fn check_lease(&self, lease: &Lease) -> Result<(), SpoolError> {
@@ -938,6 +967,8 @@ mod crash_tests;
 mod journal_tests;
 #[cfg(test)]
 mod reclaim_tests;
+#[cfg(test)]
+mod recovery_tests;
 #[cfg(test)]
 #[path = "../../tests/support/sim_storage.rs"]
 mod sim_storage;

@@ -298,7 +298,21 @@ fn explain_payload(kind: Kind, payload: &[u8], fact: Fact) -> Result<Fact, recor
             let (first, last) = record::decode_void(payload)?;
             fact.number("first", first).number("last", last)
         }
-        Kind::Content | Kind::Removal | Kind::Relocation | Kind::Pulse | Kind::Seal => fact,
+        Kind::Relocation => {
+            let facts = record::relocation_facts(payload)?;
+            let states = facts
+                .recipients
+                .iter()
+                .map(|r| format!("{:?}", r.standing).to_lowercase())
+                .collect();
+            let fact = fact
+                .flag("held", facts.is_held)
+                .flag("warned", facts.has_warned)
+                .number("due_unix_ms", facts.due_unix_ms)
+                .list("states", states);
+            explain_payload(Kind::Envelope, record::relocated_envelope(payload)?, fact)?
+        }
+        Kind::Content | Kind::Removal | Kind::Pulse | Kind::Seal => fact,
     })
 }
 

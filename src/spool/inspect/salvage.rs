@@ -29,7 +29,9 @@ use crate::spool::format::{
 };
 use crate::spool::index::Place;
 use crate::spool::reader::SpoolReader;
-use crate::spool::record::{self, ExpansionRecord, Extent, OutcomeRecord};
+use crate::spool::record::{
+    self, ExpansionRecord, Extent, OutcomeRecord, RelocationRecord, Standing,
+};
 use crate::spool::recovery::{self, Check};
 use crate::spool::segment::{Segment, SegmentFate, segment_name};
 use crate::spool::storage::{OsStorage, Storage, read_exact_at};
@@ -334,6 +336,84 @@ struct Rebuilt {
     is_doubtful: bool,
 }
 
+/// What has become of a message's recipients, put together from single records.
+struct States {
+    id: MessageId,
+    is_pending: Vec<bool>,
+    frames: Vec<FrameIn>,
+}
+
+impl States {
+    fn new(id: MessageId, recipients: usize) -> Self {
+        Self {
+            id,
+            is_pending: vec![true; recipients],
+            frames: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, kind: Kind, payload: Vec<u8>) {
+        self.frames.push(FrameIn::new(kind, self.id, payload));
+    }
+
+    /// Behind an expansion that is lost the numbers say nothing: the parents are expanded again.
+    fn take_expansion(&mut self, expansion: &ExpansionRecord) {
+        let parent = usize::try_from(expansion.parent.0).unwrap_or(usize::MAX);
+        if usize::try_from(expansion.first_child) != Ok(self.is_pending.len()) {
+            return;
+        }
+        let Some(parent) = self.is_pending.get_mut(parent) else {
+            return;
+        };
+        *parent = false;
+        let count = self.is_pending.len() + expansion.children.len();
+        self.is_pending.resize(count, true);
+        self.push(Kind::Expansion, record::encode_expansion(expansion));
+    }
+
+    /// A later one stands for an earlier one.
+    fn take_outcome(&mut self, payload: Vec<u8>) {
+        if let Ok(facts) = record::outcome_facts(&payload)
+            && let Ok(at) = usize::try_from(facts.recipient.0)
+            && let Some(is_pending) = self.is_pending.get_mut(at)
+        {
+            *is_pending = facts.result == Delivery::Deferred;
+            self.push(Kind::Outcome, payload);
+        }
+    }
+
+    fn take_relocation(&mut self, relocation: RelocationRecord) {
+        for payload in &relocation.expansions {
+            if let Ok(expansion) = record::decode_expansion(payload) {
+                self.take_expansion(&expansion);
+            }
+        }
+        for (at, (standing, tries, last)) in (0_u32..).zip(relocation.recipients) {
+            let ended = match standing {
+                Standing::Delivered => Delivery::Delivered,
+                Standing::Failed => Delivery::Failed,
+                Standing::Pending | Standing::Expanded => {
+                    last.into_iter()
+                        .for_each(|payload| self.take_outcome(payload));
+                    continue;
+                }
+            };
+            let outcome = OutcomeRecord {
+                recipient: RecipientId(at),
+                tries,
+                next_due_unix_ms: relocation.due_unix_ms,
+                has_warned: relocation.has_warned,
+                outcome: Outcome::new(ended, Status::OK, "", "before the salvage"),
+            };
+            self.take_outcome(record::encode_outcome(&outcome));
+        }
+        relocation
+            .hold
+            .into_iter()
+            .for_each(|payload| self.push(Kind::Hold, payload));
+    }
+}
+
 /// One salvage at work.
 struct Copy {
     reader: SpoolReader,
@@ -521,8 +601,31 @@ impl Copy {
             Some(Err(error)) => vec![error.to_string()],
             _ => Vec::new(),
         };
-        match record::decode_envelope(&payload) {
-            Ok(envelope) => Ok(self.rebuild_states(id, trace, envelope, content, damage)),
+        let relocation = match trace.envelope {
+            Some((_, _, Kind::Relocation, _)) => record::decode_relocation(&payload).ok(),
+            _ => None,
+        };
+        let of_envelope = match &relocation {
+            Some(_) => record::relocated_envelope(&payload),
+            None => Ok(payload.as_slice()),
+        };
+        match of_envelope.and_then(record::decode_envelope) {
+            Ok(envelope) => {
+                let mut states = States::new(id, envelope.recipients.len());
+                let mut since = 0;
+                if let (Some(relocation), Some((number, ..))) = (relocation, trace.envelope) {
+                    since = number;
+                    states.take_relocation(relocation);
+                }
+                self.take_records(id, trace, since, &mut states);
+                Ok(states.is_pending.contains(&true).then_some(Rebuilt {
+                    envelope,
+                    more: states.frames,
+                    content,
+                    damage,
+                    is_doubtful: false,
+                }))
+            }
             Err(_) => self.rebuild_content(id, trace).map(Some),
         }
     }
@@ -537,76 +640,35 @@ impl Copy {
             .any(|text| text.contains(&id))
     }
 
-    /// From the records that can be read, one by one.
-    fn rebuild_states(
-        &self,
-        id: MessageId,
-        trace: &Trace,
-        envelope: Envelope,
-        content: Vec<Extent>,
-        damage: Vec<String>,
-    ) -> Option<Rebuilt> {
-        let mut more = Vec::new();
-        let mut is_pending: Vec<bool> = vec![true; envelope.recipients.len()];
+    /// Takes the records that can be read, one by one, of batches after `since`.
+    fn take_records(&self, id: MessageId, trace: &Trace, since: BatchNumber, states: &mut States) {
+        let later = |number: &BatchNumber| *number > since || since == 0;
         let mut expansions: Vec<ExpansionRecord> = trace
             .expansions
             .iter()
+            .filter(|(number, _)| later(number))
             .filter_map(|(_, place)| self.payload(id, Kind::Expansion, *place))
             .filter_map(|payload| record::decode_expansion(&payload).ok())
             .collect();
         expansions.sort_by_key(|expansion| expansion.first_child);
-        for expansion in expansions {
-            let parent = usize::try_from(expansion.parent.0).unwrap_or(usize::MAX);
-            // Behind one that is lost the numbers say nothing, and the parents are expanded again.
-            if usize::try_from(expansion.first_child) != Ok(is_pending.len()) {
-                continue;
-            }
-            let Some(parent) = is_pending.get_mut(parent) else {
-                continue;
-            };
-            *parent = false;
-            is_pending.resize(is_pending.len() + expansion.children.len(), true);
-            more.push(FrameIn::new(
-                Kind::Expansion,
-                id,
-                record::encode_expansion(&expansion),
-            ));
+        for expansion in &expansions {
+            states.take_expansion(expansion);
         }
-        let mut last: BTreeMap<u32, (BatchNumber, Vec<u8>, Delivery)> = BTreeMap::new();
-        for (number, place) in &trace.outcomes {
-            let Some(payload) = self.payload(id, Kind::Outcome, *place) else {
-                continue;
-            };
-            let Ok(facts) = record::outcome_facts(&payload) else {
-                continue;
-            };
-            let is_later = last
-                .get(&facts.recipient.0)
-                .is_none_or(|(old, ..)| old <= number);
-            if is_later {
-                last.insert(facts.recipient.0, (*number, payload, facts.result));
+        let mut outcomes: Vec<&(BatchNumber, Place)> = trace.outcomes.iter().collect();
+        outcomes.sort_by_key(|(number, place)| (*number, place.offset));
+        for (number, place) in outcomes {
+            if later(number)
+                && let Some(payload) = self.payload(id, Kind::Outcome, *place)
+            {
+                states.take_outcome(payload);
             }
         }
-        for (recipient, (_, payload, result)) in last {
-            let at = usize::try_from(recipient).unwrap_or(usize::MAX);
-            let Some(is_pending) = is_pending.get_mut(at) else {
-                continue;
-            };
-            *is_pending &= result == Delivery::Deferred;
-            more.push(FrameIn::new(Kind::Outcome, id, payload));
-        }
-        if let Some((_, place)) = trace.hold
+        if let Some((number, place)) = trace.hold
+            && later(&number)
             && let Some(payload) = self.payload(id, Kind::Hold, place)
         {
-            more.push(FrameIn::new(Kind::Hold, id, payload));
+            states.push(Kind::Hold, payload);
         }
-        is_pending.contains(&true).then_some(Rebuilt {
-            envelope,
-            more,
-            content,
-            damage,
-            is_doubtful: false,
-        })
     }
 
     /// Content without an envelope that can be read: for the postmaster to look at.

@@ -1,0 +1,374 @@
+//! What bad sectors and flipped bits do to a start and to the work after it (SPOOL 6): one message is held and named,
+//! one segment is kept for ever, everything else works on; no start is refused, nothing is cut silently.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::journal_tests::{accept, open, options, read};
+use super::sim_storage::SimStorage;
+use super::storage::{Storage, StorageFile, read_exact_at};
+use super::*;
+use crate::clock::ManualClock;
+use crate::status::Status;
+
+const SEGMENT: &str = "segment-0000000000000001";
+const HELD_FOR: Duration = Duration::from_secs(60);
+
+/// Bytes that can't be read: of the file with this name, from, to.
+type Bad = Arc<Mutex<Vec<(String, u64, u64)>>>;
+
+/// A simulated disk with bad sectors. Only reading fails, as with a disk that remaps what is written.
+#[derive(Clone)]
+struct BadSectors {
+    disk: SimStorage,
+    bad: Bad,
+}
+
+impl BadSectors {
+    fn new(disk: &SimStorage) -> Self {
+        Self {
+            disk: disk.clone(),
+            bad: Bad::default(),
+        }
+    }
+
+    fn spoil(&self, name: &str, from: u64, to: u64) {
+        self.bad.lock().unwrap().push((name.to_owned(), from, to));
+    }
+
+    fn wrap(&self, name: &str, file: Arc<dyn StorageFile>) -> Arc<dyn StorageFile> {
+        Arc::new(BadFile {
+            file,
+            name: name.to_owned(),
+            bad: Arc::clone(&self.bad),
+        })
+    }
+}
+
+struct BadFile {
+    file: Arc<dyn StorageFile>,
+    name: String,
+    bad: Bad,
+}
+
+impl StorageFile for BadFile {
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+        let end = offset + into.len() as u64;
+        let bad = self.bad.lock().unwrap();
+        if bad
+            .iter()
+            .any(|(name, from, to)| *name == self.name && *from < end && offset < *to)
+        {
+            return Err(rustix::io::Errno::IO.into());
+        }
+        self.file.read_at(offset, into)
+    }
+    fn write_at(&self, offset: u64, pieces: &[&[u8]]) -> io::Result<()> {
+        self.file.write_at(offset, pieces)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync()
+    }
+    fn fill_zero(&self, len: u64) -> io::Result<()> {
+        self.file.fill_zero(len)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+}
+
+impl Storage for BadSectors {
+    fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        Ok(self.wrap(name, self.disk.create(name)?))
+    }
+    fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        Ok(self.wrap(name, self.disk.open(name)?))
+    }
+    fn open_read(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        Ok(self.wrap(name, self.disk.open_read(name)?))
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn unlink(&self, name: &str) -> io::Result<()> {
+        self.disk.unlink(name)
+    }
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.disk.list()
+    }
+    fn sync_dir(&self) -> io::Result<()> {
+        self.disk.sync_dir()
+    }
+    fn lock(&self) -> io::Result<bool> {
+        self.disk.lock()
+    }
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.disk.free_bytes()
+    }
+    fn random(&self) -> u64 {
+        self.disk.random()
+    }
+}
+
+fn start(storage: &BadSectors) -> (Spool, Writer, RecoveryReport) {
+    let clock = Arc::new(ManualClock::at(1_795_367_807_000));
+    Spool::open(Arc::new(storage.clone()), clock, options()).unwrap()
+}
+
+fn find(storage: &SimStorage, name: &str, text: &[u8]) -> u64 {
+    let file = storage.open_read(name).unwrap();
+    let mut bytes = vec![0; usize::try_from(file.len().unwrap()).unwrap()];
+    read_exact_at(&*file, 0, &mut bytes).unwrap();
+    bytes.windows(text.len()).position(|w| w == text).unwrap() as u64
+}
+
+fn flip(storage: &SimStorage, name: &str, at: u64) {
+    storage.with_bytes(name, |bytes| bytes[usize::try_from(at).unwrap()] ^= 0x20);
+}
+
+/// Three messages, each in a batch of its own, proven durable; what a power cut leaves of them.
+fn three() -> (SimStorage, [MessageId; 3]) {
+    let storage = SimStorage::new(77);
+    let (spool, mut writer, _) = open(&storage);
+    let ids = ["first", "second", "third"].map(|word| {
+        accept(
+            &spool,
+            &mut writer,
+            format!("{word} content").as_bytes(),
+            &["bob"],
+        )
+    });
+    writer.step();
+    (storage.crash(&mut |_, _| false, 0), ids)
+}
+
+/// The others are delivered, and new mail is taken and survives.
+fn works_on(spool: &Spool, writer: &mut Writer, others: &[MessageId]) {
+    for id in others {
+        assert!(!read(spool, *id).is_empty());
+        let lease = spool.lease_message(*id, HELD_FOR).unwrap();
+        let sent = Outcome::new(Delivery::Delivered, Status::OK, "local", "Sent");
+        let update = Update {
+            outcomes: vec![(RecipientId(0), sent)],
+            ..Update::default()
+        };
+        let ticket = spool.finish(lease, update).unwrap();
+        writer.step();
+        ticket.wait().unwrap();
+    }
+    let new = accept(spool, writer, b"new", &["eve"]);
+    assert_eq!(read(spool, new), b"new");
+}
+
+#[test]
+fn damaged_content_holds_its_message_and_names_it() {
+    let (storage, [first, second, third]) = three();
+    flip(
+        &storage,
+        SEGMENT,
+        find(&storage, SEGMENT, b"second content"),
+    );
+    let (spool, mut writer, report) = open(&storage);
+    assert!(report.is_damaged);
+    let named = second.to_string();
+    assert!(
+        report.damage.iter().any(|what| what.contains(&named)),
+        "{report:?}"
+    );
+    assert!(spool.message(second).unwrap().is_held);
+    assert!(spool.lease_message(second, HELD_FOR).is_none());
+    works_on(&spool, &mut writer, &[first, third]);
+}
+
+#[test]
+fn damaged_control_frames_quarantine_their_segment_which_is_never_recycled() {
+    let (storage, [first, second, third]) = three();
+    // In the envelope of the second.
+    let content = find(&storage, SEGMENT, b"second content");
+    flip(&storage, SEGMENT, content + 16 + 32 + 60);
+    let before = storage.list().unwrap();
+    let (spool, mut writer, report) = open(&storage);
+    assert!(report.is_damaged, "{report:?}");
+    let named = second.to_string();
+    assert!(
+        report.damage.iter().any(|what| what.contains(&named)),
+        "{report:?}"
+    );
+    assert_eq!(spool.ids(), [first, third]);
+    works_on(&spool, &mut writer, &[first, third]);
+    // Much mail later it is still there, and after another start too.
+    for round in 0..200 {
+        let id = accept(&spool, &mut writer, &[b'x'; 3000], &["bob"]);
+        works_off(&spool, &mut writer, id);
+        if round % 10 == 0 {
+            spool.keep();
+        }
+    }
+    spool.checkpoint().unwrap();
+    spool.keep();
+    assert!(before.contains(&SEGMENT.to_owned()));
+    assert!(storage.list().unwrap().contains(&SEGMENT.to_owned()));
+    let after = storage.crash(&mut |_, _| false, 0);
+    let (spool, mut writer, _) = open(&after);
+    for _ in 0..100 {
+        let id = accept(&spool, &mut writer, &[b'x'; 3000], &["bob"]);
+        works_off(&spool, &mut writer, id);
+    }
+    spool.checkpoint().unwrap();
+    spool.checkpoint().unwrap();
+    spool.keep();
+    assert!(after.list().unwrap().contains(&SEGMENT.to_owned()));
+    let file = after.open_read(SEGMENT).unwrap();
+    let mut bytes = vec![0; 6];
+    read_exact_at(&*file, content, &mut bytes).unwrap();
+    assert_eq!(bytes, b"second", "as it was found");
+}
+
+fn works_off(spool: &Spool, writer: &mut Writer, id: MessageId) {
+    let lease = spool.lease_message(id, HELD_FOR).unwrap();
+    let sent = Outcome::new(Delivery::Delivered, Status::OK, "local", "Sent");
+    let update = Update {
+        outcomes: vec![(RecipientId(0), sent)],
+        ..Update::default()
+    };
+    drop(spool.finish(lease, update).unwrap());
+    writer.step();
+}
+
+#[test]
+fn no_single_bad_block_refuses_a_start_or_takes_more_than_what_lies_in_it() {
+    let (storage, ids) = three();
+    let texts: [&[u8]; 3] = [b"first content", b"second content", b"third content"];
+    let places = texts.map(|text| find(&storage, SEGMENT, text));
+    let blocks = 64 * 1024 / 4096;
+    for block in 0..blocks {
+        let disk = storage.crash(&mut |_, _| false, 0);
+        let bad = BadSectors::new(&disk);
+        bad.spoil(SEGMENT, block * 4096, (block + 1) * 4096);
+        let (spool, mut writer, report) = start(&bad);
+        assert!(report.is_damaged, "block {block}: {report:?}");
+        let unharmed: Vec<MessageId> = ids
+            .iter()
+            .zip(places)
+            .filter(|(_, place)| place / 4096 != block)
+            .map(|(id, _)| *id)
+            .collect();
+        assert_eq!(spool.ids(), unharmed, "block {block}: {report:?}");
+        works_on(&spool, &mut writer, &unharmed);
+        assert!(disk.list().unwrap().contains(&SEGMENT.to_owned()));
+    }
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_at_all_is_kept_and_the_rest_works() {
+    let (storage, _) = three();
+    let (spool, mut writer, _) = open(&storage);
+    let later = accept(&spool, &mut writer, b"later", &["bob"]);
+    writer.step();
+    let disk = storage.crash(&mut |_, _| false, 0);
+    let bad = BadSectors::new(&disk);
+    bad.spoil(SEGMENT, 0, u64::MAX);
+    let (spool, mut writer, report) = start(&bad);
+    assert!(
+        report.damage.iter().any(|what| what.contains(SEGMENT)),
+        "{report:?}"
+    );
+    assert_eq!(spool.ids(), [later]);
+    works_on(&spool, &mut writer, &[later]);
+    spool.checkpoint().unwrap();
+    spool.keep();
+    assert!(disk.list().unwrap().contains(&SEGMENT.to_owned()));
+}
+
+#[test]
+fn a_bad_checkpoint_is_reported_and_the_other_one_serves() {
+    let (storage, _) = three();
+    let (spool, mut writer, _) = open(&storage);
+    spool.checkpoint().unwrap();
+    accept(&spool, &mut writer, b"fourth", &["bob"]);
+    spool.checkpoint().unwrap();
+    drop((spool, writer));
+    let names: Vec<String> = storage
+        .list()
+        .unwrap()
+        .into_iter()
+        .filter(|name| name.starts_with("checkpoint-"))
+        .collect();
+    assert_eq!(names.len(), 2);
+    for spoiled in [&names[..1], &names[1..], &names[..]] {
+        let bad = BadSectors::new(&storage.crash(&mut |_, _| false, 0));
+        for name in spoiled {
+            bad.spoil(name, 0, 4096);
+        }
+        let (spool, _writer, report) = start(&bad);
+        assert!(
+            spoiled.iter().all(|name| report
+                .damage
+                .iter()
+                .any(|what| what.contains(name.as_str()))),
+            "{report:?}"
+        );
+        assert_eq!(spool.ids().len(), 4, "{report:?}");
+    }
+}
+
+#[test]
+fn content_that_turns_bad_later_holds_its_message_once_it_is_read() {
+    for is_flipped in [true, false] {
+        let (storage, [first, second, third]) = three();
+        let bad = BadSectors::new(&storage);
+        let (spool, mut writer, report) = start(&bad);
+        assert!(!report.is_damaged, "{report:?}");
+        let at = find(&storage, SEGMENT, b"second content");
+        if is_flipped {
+            flip(&storage, SEGMENT, at);
+        } else {
+            bad.spoil(SEGMENT, at, at + 1);
+        }
+        let mut sink = Vec::new();
+        let reader = spool.content(second);
+        let error = reader.and_then(|mut reader| {
+            io::Read::read_to_end(&mut reader, &mut sink).map_err(|error| SpoolError::Io {
+                operation: "read",
+                name: String::new(),
+                source: Arc::new(error),
+            })
+        });
+        assert!(error.is_err());
+        assert!(sink.is_empty(), "nothing of it is handed out");
+        let remarks = spool.take_remarks();
+        assert!(
+            remarks
+                .iter()
+                .any(|what| what.starts_with(&format!("{second} is held: "))),
+            "{remarks:?}"
+        );
+        assert!(spool.lease_message(second, HELD_FOR).is_none());
+        assert!(
+            spool
+                .content(second)
+                .is_ok_and(|mut r| r.next_chunk().is_err())
+                || !is_flipped
+        );
+        assert!(spool.take_remarks().is_empty(), "told once");
+        works_on(&spool, &mut writer, &[first, third]);
+        // The operator may release it; then it is tried, and held again if it is still bad.
+        let ticket = spool.hold(second, false, "root").unwrap();
+        writer.step();
+        ticket.wait().unwrap();
+        assert!(spool.lease_message(second, HELD_FOR).is_some());
+    }
+}
+
+#[test]
+fn an_error_that_passes_holds_nothing() {
+    let error = |kind: io::ErrorKind| SpoolError::Io {
+        operation: "read",
+        name: SEGMENT.to_owned(),
+        source: Arc::new(kind.into()),
+    };
+    assert!(!error(io::ErrorKind::OutOfMemory).is_damage());
+    assert!(!error(io::ErrorKind::Interrupted).is_damage());
+    assert!(error(io::ErrorKind::UnexpectedEof).is_damage());
+}
