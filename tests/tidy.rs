@@ -26,6 +26,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("spool", &["L0"]),
     ("users", &["L0"]),
     ("dns", &["L0"]),
+    ("netmaps", &["L0", "dns"]),
     ("route", &["L0", "config", "users"]),
     ("deliver", &["L0", "config", "maillog", "users", "dns"]),
     (
@@ -57,10 +58,14 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "src/queue/",
             "src/deliver/",
             "src/control/",
+            "src/netmaps/",
             "src/programs/",
         ],
     ),
-    ("hickory_resolver", &["src/dns.rs", "src/dns/"]),
+    (
+        "hickory_resolver",
+        &["src/dns.rs", "src/dns/", "src/netmaps/"],
+    ),
     (
         "mail_parser",
         &["src/submit.rs", "src/submit/", "src/deliver/dsn.rs"],
@@ -75,6 +80,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
         "diligence_maps",
         &[
             "src/route/",
+            "src/netmaps/",
             "src/config/",
             "src/programs/",
             "src/cli.rs",
@@ -82,6 +88,8 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "maps/",
         ],
     ),
+    ("ldap3", &["src/netmaps/"]),
+    ("rusqlite", &["src/netmaps/"]),
     ("anyhow", &["tools/"]),
 ];
 

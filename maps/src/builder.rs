@@ -7,7 +7,7 @@
 use crate::direct::check_written;
 use crate::publish::{self, Disk, Locking, PublishError, PublishOptions, Published, RealDisk};
 use crate::records::{self, Entries};
-use crate::{Map, MapError, MapKind, bdb, cdb, fixed, lmdb_file, redb_file};
+use crate::{Map, MapError, MapKind, PairVisitor, bdb, cdb, fixed, lmdb_file, redb_file};
 use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
@@ -179,6 +179,16 @@ impl MapBuilder {
         }
         let entry = self.find(records::hash64(self.seed, key), key).ok()?;
         self.places.get(entry).map(|&place| self.value_at(place))
+    }
+
+    /// Calls `f` with every entry in the order of insertion, until it breaks.
+    pub fn each(&self, f: &mut PairVisitor<'_>) {
+        for &place in &self.places {
+            let (key, value) = self.record(place);
+            if f(key, value).is_break() {
+                break;
+            }
+        }
     }
 
     /// Removes a key with all its values; `false` if it was not there. Takes time in proportion to the map's size.

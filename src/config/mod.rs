@@ -31,6 +31,7 @@ pub mod set_id;
 pub mod size;
 mod value;
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 pub use endpoint::{DaemonPort, HostPort};
@@ -38,9 +39,9 @@ pub use error::{ConfigError, Place};
 pub use modes::{DeliveryMode, ErrorMode, Privacy, PrivacyOptions, Remote, SpoolFileSystem};
 pub use overrides::Override;
 pub use sections::{
-    ClientTimeouts, DeliverOptions, HostOptions, LogOptions, Paths, QueueOptions, ResolverOptions,
-    RetryOptions, RouteOptions, ServerTimeouts, SmtpdLimits, SmtpdOptions, SpoolSettings,
-    SubmitOptions,
+    ClientTimeouts, DeliverOptions, HostOptions, LogOptions, MapdOptions, Paths, QueueOptions,
+    ResolverOptions, RetryOptions, RouteOptions, ServerTimeouts, SmtpdLimits, SmtpdOptions,
+    SpoolSettings, SubmitOptions,
 };
 pub use size::ByteSize;
 
@@ -99,6 +100,8 @@ pub struct Config {
     pub host: HostOptions,
     /// Where recipients go.
     pub route: RouteOptions,
+    /// The server of maps for other programs.
+    pub mapd: MapdOptions,
     /// How names are looked up in DNS.
     pub resolver: ResolverOptions,
     /// The SMTP server.
@@ -203,6 +206,7 @@ impl Config {
             paths: Paths::default(),
             host: HostOptions::default(),
             route: RouteOptions::default(),
+            mapd: MapdOptions::default(),
             resolver: ResolverOptions::default(),
             smtpd: SmtpdOptions::default(),
             deliver: DeliverOptions::default(),
@@ -308,6 +312,29 @@ impl Config {
                 Ok(format!("{head}{}", self.place_path(path)?.display()))
             }
             _ => Ok(text.to_owned()),
+        }
+    }
+
+    /// Resolves an address that mapd listens on: a path as
+    /// [`Config::place_path`] does, or a port of this host alone.
+    fn place_listener(&self, text: &str) -> Result<String, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(format!("unix:{}", self.place_path(path)?.display()));
+        }
+        let address = text.strip_prefix("inet:").and_then(|rest| {
+            let (port, host) = rest.split_once('@')?;
+            let port = port.parse::<u16>().ok()?;
+            let host = host.trim_matches(['[', ']']).parse::<IpAddr>().ok()?;
+            Some((port, host))
+        });
+        match address {
+            Some((_, host)) if !host.is_loopback() => {
+                Err(format!("`{text}' is not an address of this host alone"))
+            }
+            Some((port, host)) => Ok(format!("inet:{port}@{host}")),
+            None => Err(format!(
+                "`{text}' is neither unix:PATH nor inet:PORT@ADDRESS"
+            )),
         }
     }
 

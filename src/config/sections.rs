@@ -69,6 +69,17 @@ pub struct RouteOptions {
     pub max_hop_count: u32,
 }
 
+/// The server of maps for other programs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MapdOptions {
+    /// Where it listens, as `unix:PATH` or `inet:PORT@ADDRESS`.
+    pub listen: Vec<String>,
+    /// Clients served at once.
+    pub max_connections: u32,
+    /// How long a client may be silent between two requests.
+    pub idle_timeout: Duration,
+}
+
 /// How names are looked up in DNS.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ResolverOptions {

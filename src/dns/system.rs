@@ -55,6 +55,19 @@ impl SystemResolver {
         }
     }
 
+    /// The data of a name's records of one type; `None`: a name server says that there are none. Only DNS is asked, not
+    /// the file of local names.
+    ///
+    /// # Errors
+    /// [`LookupError`], always temporary.
+    pub async fn records(
+        &self,
+        name: &str,
+        record_type: RecordType,
+    ) -> Result<Option<Vec<RData>>, LookupError> {
+        self.query(&folded(name), record_type).await
+    }
+
     async fn query(
         &self,
         name: &str,

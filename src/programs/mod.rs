@@ -8,6 +8,7 @@ pub mod background;
 pub mod client_queue;
 pub mod daemon;
 pub mod mailq;
+pub mod mapd;
 pub mod newaliases;
 pub mod open_spool;
 pub mod owned_queue;

@@ -82,7 +82,7 @@ fn router(config: &Config) -> Result<Router, RouteError> {
         Arc::new(move |text: &str| {
             maillog.write(Severity::Warning, level_of::ALWAYS, QueueId::None, text);
         }),
-        wiring::map_opener(),
+        wiring::map_opener(config),
     )?)
 }
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diligence_maps::{NoOpener, Opener};
+use diligence_maps::Opener;
 
 use crate::address::{Address, Domain};
 use crate::clock::{Clock, SystemClock};
@@ -20,6 +20,7 @@ use crate::deliver::{
 };
 use crate::dns::{Resolver, ResolverOptions, SystemResolver};
 use crate::maillog::{Destination, LogSettings, Maillog, QueueId, Severity};
+use crate::netmaps::{NetMaps, NetOptions};
 use crate::route::{Notice, RelayTo, RouteError, Router, RouterParts};
 use crate::users::Users;
 
@@ -97,14 +98,27 @@ pub fn router(config: &Config, system: &System) -> Result<Router, RouteError> {
         interface_addresses(),
         Arc::clone(&system.users),
         notice,
-        map_opener(),
+        map_opener(config),
     )?)
 }
 
 /// What opens the map classes that are not the maps crate's own.
 #[must_use]
-pub fn map_opener() -> Arc<dyn Opener> {
-    Arc::new(NoOpener)
+pub fn map_opener(config: &Config) -> Arc<dyn Opener> {
+    Arc::new(NetMaps::new(NetOptions {
+        resolver: resolver_options(config),
+        loopback_only: config.sandbox.is_some() && config.route.remote == Remote::LoopbackOnly,
+    }))
+}
+
+fn resolver_options(config: &Config) -> ResolverOptions {
+    let settings = &config.resolver;
+    ResolverOptions {
+        name_servers: settings.server.into_iter().collect(),
+        query_time: settings.retransmit_after,
+        query_tries: usize::try_from(settings.attempts).unwrap_or(usize::MAX),
+        ..ResolverOptions::default()
+    }
 }
 
 /// The router of a client queue, which knows one way: to the MTA. It asks no map.
@@ -145,13 +159,7 @@ fn interface_addresses() -> Vec<IpAddr> {
 /// The resolver.
 #[must_use]
 pub fn resolver(config: &Config) -> Arc<SystemResolver> {
-    let settings = &config.resolver;
-    Arc::new(SystemResolver::new(&ResolverOptions {
-        name_servers: settings.server.into_iter().collect(),
-        query_time: settings.retransmit_after,
-        query_tries: usize::try_from(settings.attempts).unwrap_or(usize::MAX),
-        ..ResolverOptions::default()
-    }))
+    Arc::new(SystemResolver::new(&resolver_options(config)))
 }
 
 /// All ways to deliver. Needs a tokio runtime to be entered.

@@ -2,6 +2,8 @@
 //! configuration, and writing messages out.
 
 pub mod arguments;
+pub mod conversion;
 pub mod export;
 pub mod json;
+pub mod progress;
 pub mod setting;

@@ -145,7 +145,7 @@ fn what_cannot_be_done_is_refused_with_the_right_status() {
     assert!(
         run(dir, "makemap -z hash m", "").starts_with("64\nmakemap: invalid option -- 'z'\nUsage")
     );
-    assert_eq!(run(dir, "makemap -l", ""), "0\nhash\nbtree\nimplicit\n");
+    assert_eq!(run(dir, "makemap -l", ""), "0\nhash\nbtree\ncdb\nlmdb\nredb\nfixed\nimplicit\n");
     assert_eq!(
         run(dir, "makemap foo m", ""),
         "73\nmakemap: error opening type foo map m: Unknown database type\n"
@@ -279,4 +279,39 @@ fn praliases_reports_maps_it_cannot_read() {
             .starts_with("64\npraliases: invalid option -- 'x'\nusage: praliases")
     );
     assert!(run(dir, "praliases --sandbox /nonexist", "").starts_with("78\npraliases: "));
+}
+
+#[test]
+fn maps_are_converted_between_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    assert_eq!(
+        run(dir, "makemap -N hash m", "a 1\nb two words\nc 3\n"),
+        "0\n"
+    );
+    for to in ["btree", "cdb", "lmdb", "redb", "fixed"] {
+        let line = format!("makemap --convert hash:m {to}:n");
+        assert_eq!(run(dir, &line, ""), "0\n", "{to}");
+        let dumped = run(dir, &format!("makemap -u {to} n"), "");
+        let mut lines: Vec<&str> = dumped.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["0", "a\t1", "b\ttwo words", "c\t3"], "{to}");
+        // The trailing NUL came along.
+        assert_eq!(run(dir, &format!("editmap -N -q {to} n a"), ""), "0\n1\n");
+    }
+    std::fs::write(dir.join("passwd"), "x:p:1\ny:p:2\nx:p:3\n").unwrap();
+    assert_eq!(
+        run(dir, "makemap --convert text:-z:_-v2_passwd hash:uids", ""),
+        "65\nmakemap: text:-z: -v2 passwd: key x: duplicate key\n"
+    );
+    assert_eq!(run(dir, "editmap -q hash uids y", ""), "0\n2\n");
+    assert_eq!(run(dir, "makemap --convert btree:n text:plain", ""), "0\n");
+    let plain = std::fs::read_to_string(dir.join("plain")).unwrap();
+    assert_eq!(plain, "a\t1\nb\ttwo words\nc\t3\n");
+    // What cannot be is refused, and leaves what was there.
+    assert!(run(dir, "makemap --convert hash:none hash:uids", "").starts_with("73\n"));
+    assert!(run(dir, "makemap --convert regex:x hash:uids", "").starts_with("73\n"));
+    assert!(run(dir, "makemap --convert hash:m sequence:x", "").starts_with("78\n"));
+    assert!(run(dir, "makemap -u --convert hash:m btree:x", "").starts_with("64\n"));
+    assert_eq!(run(dir, "editmap -q hash uids y", ""), "0\n2\n");
 }

@@ -9,6 +9,8 @@ use diligence_maps::{
     MapSpec, PublishError, PublishOptions, SpecError, check_place, io_text, open_direct,
 };
 use diligence_tools::arguments::{Given, Grammar, parse};
+use diligence_tools::conversion::convert_map;
+use diligence_tools::progress::Progress;
 use diligence_tools::setting::{
     EX_CANTCREAT, EX_DATAERR, EX_IOERR, EX_USAGE, Refusal, find_sandbox, load_config,
 };
@@ -24,12 +26,13 @@ use std::time::Duration;
 const USAGE: &str = "Usage: makemap [-C cffile] [-N] [-c cachesize] [-D commentchar]
                [-d] [-e] [-f] [-i type] [-l] [-o] [-r] [-s] [-t delimiter]
                [-u] [-v] [--aliases] [--sandbox dir] type mapname
+       makemap [-N] [-d] [-r] [-s] --convert type:mapname type:mapname
 ";
 
 const GRAMMAR: Grammar<'static> = Grammar {
     flags: "Ndeflorsuv",
     values: "CcDit",
-    long_flags: &["aliases"],
+    long_flags: &["aliases", "convert"],
     long_values: &["sandbox"],
 };
 
@@ -98,6 +101,8 @@ struct Job {
     keeps_old: bool,
     ignores_safety: bool,
     dumps: bool,
+    /// `--convert`: class and name are two maps, each a specification.
+    converts: bool,
     is_verbose: bool,
 }
 
@@ -119,6 +124,9 @@ fn run() -> Result<u8, Stop> {
         println!("implicit");
         return Ok(0);
     };
+    if job.converts {
+        return convert(&job);
+    }
     let kind = find_kind(&job)?;
     let dest = kind.file_of(&job.name);
     if job.dumps {
@@ -137,7 +145,11 @@ fn run() -> Result<u8, Stop> {
         true => open_old(&job, kind, &dest)?,
         false => None,
     };
-    let mut input = BufReader::with_capacity(INPUT_BUFFER_BYTES, io::stdin().lock());
+    let progress = Progress::new(job.is_verbose);
+    let mut input = progress.watch(BufReader::with_capacity(
+        INPUT_BUFFER_BYTES,
+        io::stdin().lock(),
+    ));
     let may_be_aliases =
         job.aliases == Aliases::Recognise && base_name(&job.name).starts_with(b"aliases");
     if may_be_aliases || job.aliases == Aliases::Always {
@@ -168,13 +180,19 @@ fn read_command_line() -> Result<Option<Job>, Stop> {
         keeps_old: false,
         ignores_safety: false,
         dumps: false,
+        converts: false,
         is_verbose: false,
     };
     let (mut lists, mut wants_aliases, mut is_plain) = (false, false, false);
+    let mut is_shaped = false;
     let (mut replaces, mut duplicates) = (false, false);
     for option in parsed.options {
         // Switches that shape makemap's own syntax or keys decide that the source is in it.
         is_plain |= matches!(option, Given::Letter('D' | 'd' | 'e' | 'f' | 't', _));
+        is_shaped |= matches!(
+            option,
+            Given::Letter('C' | 'c' | 'D' | 'e' | 'f' | 'i' | 'o' | 't' | 'u' | 'v', _)
+        );
         match option {
             Given::Letter('C', file) => job.config_file = file,
             Given::Letter('N', _) => job.with_nul = true,
@@ -193,6 +211,7 @@ fn read_command_line() -> Result<Option<Job>, Stop> {
             Given::Letter('u', _) => job.dumps = true,
             Given::Letter('v', _) => job.is_verbose = true,
             Given::Long(name, _) if name == "aliases" => wants_aliases = true,
+            Given::Long(name, _) if name == "convert" => job.converts = true,
             Given::Long(_, dir) => job.sandbox = dir,
             Given::Letter(letter, _) => {
                 return Err(usage(&format!("invalid option -- '{letter}'")));
@@ -201,6 +220,9 @@ fn read_command_line() -> Result<Option<Job>, Stop> {
     }
     if wants_aliases && is_plain {
         return Err(usage("--aliases cannot be used with -D, -d, -e, -f or -t"));
+    }
+    if job.converts && (is_shaped || wants_aliases || lists) {
+        return Err(usage("--convert takes -N, -d, -r and -s only"));
     }
     if replaces && duplicates {
         return Err(usage("-d and -r cannot be used together"));
@@ -231,6 +253,27 @@ fn one_byte(letter: char, value: Option<OsString>) -> Result<u8, Stop> {
         [b'\\', b't'] => Ok(b'\t'),
         [byte] => Ok(*byte),
         _ => Err(usage(&format!("option -{letter} takes one character"))),
+    }
+}
+
+/// `--convert`: every pair of one map into another.
+fn convert(job: &Job) -> Result<u8, Stop> {
+    let sandbox = find_sandbox(job.sandbox.as_deref())?;
+    let config = load_config(None, sandbox.as_deref())?;
+    let (from, to) = (job.class.to_string_lossy(), job.name.to_string_lossy());
+    let options = PublishOptions {
+        refuses_links: !job.ignores_safety,
+        ..PublishOptions::default()
+    };
+    let converted = convert_map(&config, &from, &to, job.policy, job.with_nul, &options);
+    match converted {
+        Ok(duplicates) => {
+            for key in &duplicates {
+                eprintln!("makemap: {from}: key {key}: duplicate key");
+            }
+            Ok(if duplicates.is_empty() { 0 } else { EX_DATAERR })
+        }
+        Err(refusal) => Err(refusal.into()),
     }
 }
 

@@ -1,0 +1,199 @@
+//! mapd and maplookup as programs: what clients are answered, and that trouble is never absence.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// The server, ended with the test.
+struct Server {
+    child: Child,
+    addresses: Vec<String>,
+}
+
+impl Server {
+    fn start(config: &Path, listens: usize) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_mapd"))
+            .arg("-C")
+            .arg(config)
+            .env_remove("DILIGENCE_SANDBOX")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let addresses = (0..listens)
+            .map(|_| {
+                let line = lines.next().unwrap().unwrap();
+                line.strip_prefix("mapd: listening on ").unwrap().to_owned()
+            })
+            .collect();
+        Self { child, addresses }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A configuration with a few maps, and what they are made of.
+fn installation(dir: &Path, more: &str) -> std::path::PathBuf {
+    std::fs::write(dir.join("users"), "Alice one\nbob two words\n").unwrap();
+    let path = dir.display();
+    let config = dir.join("sendmail.toml");
+    let text = format!(
+        "alias_file = \"stab:{path}/aliases\"\naccess_db = \"text -o -T<TMPF> {path}/access\"\nlog_file = \"{path}/log\"\n{more}\n\
+         [map]\nusers = \"text -v1 {path}/users\"\nbroken = \"hash -T<TMPF> {path}/none\"\nboth = \"sequence users broken\"\nodd = \"regex -aodd ^x\"\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    std::fs::write(dir.join("aliases"), "root: alice, bob\n").unwrap();
+    config
+}
+
+fn netstring(text: &str) -> String {
+    format!("{}:{text},", text.len())
+}
+
+/// Reads one answer.
+fn answer(stream: &mut impl Read) -> String {
+    let mut len = 0;
+    loop {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        match byte[0] {
+            b':' => break,
+            digit => len = len * 10 + usize::from(digit - b'0'),
+        }
+    }
+    let mut text = vec![0; len + 1];
+    stream.read_exact(&mut text).unwrap();
+    assert_eq!(text.pop(), Some(b','));
+    String::from_utf8(text).unwrap()
+}
+
+#[test]
+fn clients_are_answered_in_order_and_trouble_is_temp() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("maps");
+    let more = format!(
+        "mapd.listen = [\"unix:{}\", \"inet:0@127.0.0.1\"]",
+        socket.display()
+    );
+    let config = installation(dir.path(), &more);
+    let server = Server::start(&config, 2);
+    let mut unix = UnixStream::connect(&socket).unwrap();
+    let asked: Vec<(&str, &str)> = vec![
+        ("users ALICE", "OK one"),
+        ("users bob", "OK two"),
+        ("users a b", "NOTFOUND "),
+        ("both carol", "TEMP "),
+        ("both alice", "OK one"),
+        ("broken x", "TEMP "),
+        ("nothing x", "TEMP "),
+        ("users", "TEMP "),
+        ("odd xyz", "OK odd"),
+        ("aliases Root", "OK alice, bob"),
+        ("aliases @", "NOTFOUND "),
+        ("access a.test", "NOTFOUND "),
+    ];
+    // All at once, in pieces that respect no boundary.
+    let all: String = asked
+        .iter()
+        .map(|(request, _)| netstring(request))
+        .collect();
+    for piece in all.as_bytes().chunks(7) {
+        unix.write_all(piece).unwrap();
+    }
+    for (request, wanted) in &asked {
+        let got = answer(&mut unix);
+        let is_right = match wanted.strip_suffix(' ') {
+            Some("TEMP") => got.starts_with("TEMP "),
+            _ => got == *wanted,
+        };
+        assert!(is_right, "{request}: {got}");
+    }
+    // A rebuilt map is seen by the next lookup.
+    std::fs::write(dir.path().join("users"), "alice changed\n").unwrap();
+    unix.write_all(netstring("users alice").as_bytes()).unwrap();
+    assert_eq!(answer(&mut unix), "OK changed");
+    // The other listener; what is no request ends the connection.
+    let address = server.addresses[1].strip_prefix("inet:").unwrap();
+    let (port, host) = address.split_once('@').unwrap();
+    let mut inet = TcpStream::connect((host, port.parse::<u16>().unwrap())).unwrap();
+    inet.write_all(b"11:users alice,GET /").unwrap();
+    assert_eq!(answer(&mut inet), "OK changed");
+    assert_eq!(inet.read(&mut [0]).unwrap(), 0);
+    // Over our own class socket, by the program for scripts.
+    let name = format!("unix:{}:users", socket.display());
+    assert_eq!(
+        lookup(&config, &["socket", &name, "alice"], "").1,
+        "changed\n"
+    );
+    let broken = format!("unix:{}:broken", socket.display());
+    assert_eq!(lookup(&config, &["socket", &broken, "alice"], "").0, 75);
+    // A second server does not take the first one's place.
+    let second = Command::new(env!("CARGO_BIN_EXE_mapd"))
+        .arg("-C")
+        .arg(&config)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert_eq!(second.code(), Some(69));
+}
+
+/// Runs maplookup; its exit status and standard output.
+fn lookup(config: &Path, words: &[&str], input: &str) -> (i32, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_maplookup"))
+        .arg("-C")
+        .arg(config)
+        .args(words)
+        .env_remove("DILIGENCE_SANDBOX")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let done = child.wait_with_output().unwrap();
+    let text = String::from_utf8(done.stdout).unwrap();
+    (done.status.code().unwrap(), text)
+}
+
+#[test]
+fn maplookup_tells_absence_from_trouble() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = installation(dir.path(), "");
+    let users = dir.path().join("users").display().to_string();
+    let ask = |words: &[&str], input: &str| lookup(&config, words, input);
+    assert_eq!(ask(&["text", &users, "ALICE"], ""), (0, "one\n".into()));
+    assert_eq!(ask(&["text", &users, "carol"], ""), (1, String::new()));
+    assert_eq!(
+        ask(&["text", &users], "bob\ncarol\nalice"),
+        (1, "bob\ttwo\nalice\tone\n".into())
+    );
+    assert_eq!(ask(&["hash", &users, "x"], "").0, 75);
+    assert_eq!(ask(&["hash", "/no/such/map", "x"], "").0, 75);
+    assert_eq!(ask(&["cf", "both", "x"], "").0, 75);
+    assert_eq!(ask(&["cf", "users", "bob"], "").0, 0);
+    assert_eq!(ask(&["cf", "nothing", "x"], "").0, 78);
+    assert_eq!(ask(&["hsah", "x", "x"], "").0, 78);
+    assert_eq!(ask(&["text"], "").0, 64);
+    let json =
+        "{\"key\":\"bob\",\"found\":true,\"value\":\"two\"}\n{\"key\":\"x\",\"found\":false}\n";
+    assert_eq!(
+        ask(&["--json", "cf", "users", "bob", "x"], ""),
+        (1, json.into())
+    );
+    let (code, text) = ask(&["--json", "cf", "broken", "x"], "");
+    assert_eq!(code, 75);
+    assert!(text.starts_with("{\"key\":\"x\",\"error\":\""), "{text}");
+    let words = ["regex -s1", "^(.*)@", "Me@x"];
+    assert_eq!(ask(&words, ""), (0, "Me\n".into()));
+    assert_eq!(ask(&["arpa", "", "192.0.2.1"], "").1, "1.2.0.192\n");
+}
