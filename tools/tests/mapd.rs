@@ -197,3 +197,44 @@ fn maplookup_tells_absence_from_trouble() {
     assert_eq!(ask(&words, ""), (0, "Me\n".into()));
     assert_eq!(ask(&["arpa", "", "192.0.2.1"], "").1, "1.2.0.192\n");
 }
+
+/// Postfix's own client: the one that .ci/peers unpacks, or the system's; where there is none, the test says so and ends.
+#[test]
+fn postfix_is_answered() {
+    let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers/bin/postmap");
+    let Some(postmap) = [peers, "/usr/sbin/postmap".into()]
+        .into_iter()
+        .find(|program| program.exists())
+    else {
+        eprintln!("skipped: no postmap; .ci/peers unpacks one");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("maps");
+    let more = format!("mapd.listen = \"unix:{}\"", socket.display());
+    let config = installation(dir.path(), &more);
+    let _server = Server::start(&config, 1);
+    let ask = |name: &str, key: &str| {
+        let table = format!("socketmap:unix:{}:{name}", socket.display());
+        let done = Command::new(&postmap)
+            .args(["-q", key, &table])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        (done.status.code(), text, done.stderr.is_empty())
+    };
+    assert_eq!(ask("users", "ALICE"), (Some(0), "one\n".into(), true));
+    assert_eq!(
+        ask("aliases", "root"),
+        (Some(0), "alice, bob\n".into(), true)
+    );
+    // Absent: status 1 and not a word. Trouble: status 1, and it says so.
+    assert_eq!(ask("users", "carol"), (Some(1), String::new(), true));
+    for name in ["broken", "both", "nothing"] {
+        assert_eq!(
+            ask(name, "carol"),
+            (Some(1), String::new(), false),
+            "{name}"
+        );
+    }
+}

@@ -145,7 +145,10 @@ fn what_cannot_be_done_is_refused_with_the_right_status() {
     assert!(
         run(dir, "makemap -z hash m", "").starts_with("64\nmakemap: invalid option -- 'z'\nUsage")
     );
-    assert_eq!(run(dir, "makemap -l", ""), "0\nhash\nbtree\ncdb\nlmdb\nredb\nfixed\nimplicit\n");
+    assert_eq!(
+        run(dir, "makemap -l", ""),
+        "0\nhash\nbtree\ncdb\nlmdb\nredb\nfixed\nimplicit\n"
+    );
     assert_eq!(
         run(dir, "makemap foo m", ""),
         "73\nmakemap: error opening type foo map m: Unknown database type\n"
@@ -314,4 +317,20 @@ fn maps_are_converted_between_classes() {
     assert!(run(dir, "makemap --convert hash:m sequence:x", "").starts_with("78\n"));
     assert!(run(dir, "makemap -u --convert hash:m btree:x", "").starts_with("64\n"));
     assert_eq!(run(dir, "editmap -q hash uids y", ""), "0\n2\n");
+}
+
+#[test]
+fn praliases_reads_alias_files_that_have_no_database() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    std::fs::write(dir.join("a"), "root: alice\nbad line\n").unwrap();
+    assert_eq!(run(dir, "praliases -f stab:a", ""), "0\nroot:alice\n");
+    assert_eq!(
+        run(dir, "praliases -f implicit:a Root x", ""),
+        "0\nRoot:alice\nx: No such key\n"
+    );
+    assert_eq!(
+        run(dir, "praliases -f stab:none", ""),
+        "0\npraliases: none: open: No such file or directory\n"
+    );
 }

@@ -4,8 +4,12 @@
 //! where an alias or the map is not there, as Sendmail's is; 66 and 78 tell of the configuration, 64 of the command
 //! line. Source: praliases(8).
 
+use diligence::config::Role;
+use diligence::programs::wiring::map_opener;
 use diligence_maps::alias::{each_alias, lookup_alias_once};
-use diligence_maps::{MapError, MapSpec};
+use diligence_maps::{
+    Definition, HandleOptions, MapClass, MapError, MapSet, MapSpec, OpenMap, SpecError,
+};
 use diligence_tools::arguments::{Given, Grammar, parse};
 use diligence_tools::setting::{EX_CONFIG, EX_IOERR, EX_USAGE, find_sandbox, load_config};
 use std::ffi::OsString;
@@ -79,10 +83,17 @@ fn run() -> Result<(), Stop> {
     };
     let mut out = BufWriter::new(io::stdout().lock());
     for text in texts {
-        let spec = MapSpec::parse_alias(&text).map_err(|error| Stop {
+        let wrong = |error: SpecError| Stop {
             text: format!("praliases: {text}: {error}\n"),
             exit: EX_CONFIG,
-        })?;
+        };
+        let definition = Definition::parse_alias(&text).map_err(wrong)?;
+        if !matches!(definition.class, MapClass::File(_)) {
+            let map = open_other(&definition, sandbox.as_deref()).map_err(wrong)?;
+            print_other(&map, &parsed.words, &mut out)?;
+            continue;
+        }
+        let spec = definition.into_file().map_err(wrong)?;
         if parsed.words.is_empty() {
             print_all(&spec, &mut out)?;
         } else {
@@ -90,6 +101,63 @@ fn run() -> Result<(), Stop> {
         }
     }
     out.flush()?;
+    Ok(())
+}
+
+/// A map that is no file of its own: the text itself, a sequence, a directory.
+fn open_other(
+    definition: &Definition,
+    sandbox: Option<&std::path::Path>,
+) -> Result<std::sync::Arc<OpenMap>, SpecError> {
+    // A configuration that is wrong was refused before, unless -f made it unneeded.
+    let config = load_config(None, sandbox)
+        .unwrap_or_else(|_| diligence::config::Config::defaults(Role::Mta, sandbox));
+    let options = HandleOptions {
+        lock_wait: LOCK_WAIT,
+        ..HandleOptions::default()
+    };
+    let mut set = MapSet::new(map_opener(&config), options);
+    for (name, text) in &config.route.maps {
+        set.define(name.clone(), Definition::parse(text)?);
+    }
+    set.open(definition)
+}
+
+fn print_other(map: &OpenMap, names: &[OsString], out: &mut dyn Write) -> io::Result<()> {
+    let complain = |error: &MapError| {
+        eprintln!(
+            "praliases: {}: open: {}",
+            map.label().display(),
+            error.detail()
+        )
+    };
+    let mut failed = Ok(());
+    if names.is_empty() {
+        let listed = map.each(&mut |name, value| match print(name, value, out) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                failed = Err(error);
+                ControlFlow::Break(())
+            }
+        });
+        if let Err(error) = listed {
+            complain(&error);
+        }
+        return failed;
+    }
+    for name in names {
+        match map.ask(name.as_bytes()) {
+            Ok(Some(value)) => print(name.as_bytes(), &value, out)?,
+            Ok(None) => {
+                out.write_all(name.as_bytes())?;
+                out.write_all(b": No such key\n")?;
+            }
+            Err(error) => {
+                complain(&error);
+                return Ok(());
+            }
+        }
+    }
     Ok(())
 }
 
