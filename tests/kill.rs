@@ -402,7 +402,16 @@ impl World {
         for token in &acknowledged.submitted {
             let ids = by_token.get(token.as_str());
             let is_there = ids.is_some_and(|ids| ids.iter().any(|id| is_whole(id)));
-            assert!(is_there, "{when}: submission {token} is lost");
+            if !is_there {
+                wait_for(
+                    &format!("{when}: submission {token}, which is lost"),
+                    || {
+                        let mailbox = sandbox.mailbox();
+                        mailbox.contains(&format!("\nend {token}\n")).then_some(())
+                    },
+                );
+                panic!("{when}: submission {token} was in no listing, and came later");
+            }
             // What a kill leaves without an answer is handed over again, by the submitter or by the client queue.
             let count = ids.map_or(0, HashSet::len);
             let allowed = 1 + self.recent_kills;

@@ -124,6 +124,11 @@ pub fn run(config: &Config, selection: &Selection, detail: Detail) -> ExitCode {
 fn listing(config: &Config, selection: &Selection) -> Result<(PathBuf, Vec<Listed>), ListError> {
     let directory = config.paths.queue_directory.clone();
     let clock = SystemClock::new();
+    // Looked at before the spool: what is absorbed between the two looks is seen twice, and never by neither.
+    let drops = match config.role {
+        Role::Msp => read_drops(&directory, selection, &clock),
+        Role::Mta => Ok(Vec::new()),
+    };
     let mut messages = match ask_owner(config, selection) {
         Ok(messages) => messages,
         Err(ControlError::NoOwner { .. } | ControlError::Denied { .. }) => {
@@ -132,9 +137,7 @@ fn listing(config: &Config, selection: &Selection) -> Result<(PathBuf, Vec<Liste
         }
         Err(error) => return Err(error.into()),
     };
-    if config.role == Role::Msp {
-        messages.extend(read_drops(&directory, selection, &clock)?);
-    }
+    messages.extend(drops?);
     Ok((directory, messages))
 }
 
