@@ -39,9 +39,10 @@ impl Slapd {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        let started = Self { child };
         for _ in 0..1000 {
             if UnixStream::connect(dir.join("s")).is_ok() {
-                return Self { child };
+                return started;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
