@@ -204,3 +204,38 @@ fn everything_is_explained_in_words_and_in_json() {
     );
     assert!(json.contains(&format!("\"id\":\"{id}\"")), "{json}");
 }
+
+#[test]
+fn a_busy_spool_is_not_called_damaged() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let folder = tempfile::tempdir().unwrap();
+    let queue = folder.path().join("q");
+    std::fs::create_dir(&queue).unwrap();
+    let (spool, writer) = open(&queue);
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                // Segments fill, die and are used again while they are read.
+                while !is_done.load(Ordering::Relaxed) {
+                    let id = accept(&spool, &[b'x'; 60_000], "bob");
+                    spool.remove(id).unwrap().wait().unwrap();
+                }
+            });
+        }
+        let mut seen = Vec::new();
+        for _ in 0..8 {
+            spool.checkpoint().unwrap();
+            let output = spoolck(&[path(&queue)]);
+            seen.push((output.status.code(), shown(&output)));
+        }
+        is_done.store(true, Ordering::Relaxed);
+        assert!(
+            seen.iter().all(|(code, _)| matches!(code, Some(0 | 1))),
+            "{seen:?}"
+        );
+    });
+    assert!(spool.stats().bytes_written > 3 << 20, "{:?}", spool.stats());
+    spool.close();
+    writer.join().unwrap();
+}
