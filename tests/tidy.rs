@@ -86,6 +86,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
             "src/cli.rs",
             "tools/",
             "maps/",
+            "benches/",
         ],
     ),
     ("ldap3", &["src/netmaps/"]),

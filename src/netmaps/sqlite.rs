@@ -125,7 +125,7 @@ impl SqliteMap {
             .progress_handler(STEPS_BETWEEN, Some(round))
             .map_err(|error| failed(&error))?;
         let mut statement = connection
-            .prepare_cached(&self.statement)
+            .prepare(&self.statement)
             .map_err(|error| failed(&error))?;
         if !statement.readonly() || statement.parameter_count() != 1 {
             return Err(MapError::Unsupported {
