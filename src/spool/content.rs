@@ -100,6 +100,15 @@ fn read_head(
     ))
 }
 
+/// Reads the payload of an Outcome.
+pub(super) fn outcome(
+    segments: FindSegment<'_>,
+    id: MessageId,
+    place: Place,
+) -> Result<Vec<u8>, SpoolError> {
+    read_frame(&*find(segments, place.segment)?, id, Kind::Outcome, place)
+}
+
 /// Reads all records of a message.
 pub(super) fn records(
     segments: FindSegment<'_>,

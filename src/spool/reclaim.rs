@@ -2,8 +2,8 @@
 //!
 //! Most mail lives less than a second, a little of it for days. A sealed segment that has rested long enough and of which
 //! less than a share lives is emptied: its messages are written again, each as one [`Kind::Relocation`] with all that has
-//! become of it, into the open segment of the next generation, where they are among their like. What is left behind is
-//! dead, and recycled as any dead segment.
+//! become of it, into the open segment of the next generation, where they are among their like. Of a message of which
+//! only the last outcome lies there, only that is written again. What is left behind is dead, and recycled as any dead segment.
 //!
 //! A relocation is an ordinary transaction in a batch of its own: it takes effect when its batch is durable and not before
 //! (S8), and the writer drops it if the message has changed meanwhile. It is driven by the keeper, a bounded number of bytes a
@@ -142,8 +142,7 @@ impl Reclaim {
     /// Moves the next chunk, or begins or ends a message. How many bytes were handed over.
     fn move_some(&mut self, inner: &Arc<Inner>) -> u64 {
         let Some(mut moving) = self.moving.take() else {
-            self.moving = self.begin(inner);
-            return 0;
+            return self.begin(inner);
         };
         let Ok(chunk) = moving.content.next_chunk() else {
             // It stays where it is; whoever reads it next reports it.
@@ -173,30 +172,34 @@ impl Reclaim {
         0
     }
 
-    /// The next message that is still there and may be moved.
-    fn begin(&mut self, inner: &Arc<Inner>) -> Option<Moving> {
-        let generation = next_generation(self.victim.as_deref()?);
-        loop {
-            let id = self.todo.pop_front()?;
-            let entry = {
-                let index = lock(&inner.index);
-                // What waits for the removal of its drop file has its mark in its Envelope.
-                index.get(id).filter(|_| !index.is_parked(id))
-            };
-            let Some(entry) = entry else { continue };
-            let Ok(content) = ContentReader::open(&|n| inner.segments.get(n), id, &entry) else {
-                continue;
-            };
-            return Some(Moving {
-                id,
-                entry,
-                content,
-                reception: Arc::new(Reception {
-                    generation,
-                    ..Reception::default()
-                }),
-            });
+    /// Begins with the next message that is still there and may be moved. How many bytes were handed over.
+    fn begin(&mut self, inner: &Arc<Inner>) -> u64 {
+        let (Some(victim), Some(id)) = (self.victim.clone(), self.todo.pop_front()) else {
+            return 0;
+        };
+        let generation = next_generation(&victim);
+        let entry = {
+            let index = lock(&inner.index);
+            // What waits for the removal of its drop file has its mark in its Envelope.
+            index.get(id).filter(|_| !index.is_parked(id))
+        };
+        let Some(entry) = entry else { return 0 };
+        if entry.has_only_outcomes_in(victim.number) {
+            return renew_outcomes(inner, id, &entry, victim.number, generation).unwrap_or(0);
         }
+        let Ok(content) = ContentReader::open(&|n| inner.segments.get(n), id, &entry) else {
+            return 0;
+        };
+        self.moving = Some(Moving {
+            id,
+            entry,
+            content,
+            reception: Arc::new(Reception {
+                generation,
+                ..Reception::default()
+            }),
+        });
+        0
     }
 
     /// Hands over the Relocation itself.
@@ -234,6 +237,32 @@ impl Reclaim {
         drop(inner.submit_commit(commit));
         Ok(bytes)
     }
+}
+
+/// Writes again the last outcomes that lie in a segment, and nothing else: a message that is deferred every hour leaves one
+/// an hour, and must not be moved for each. The record says what it said before, so applying it changes its place alone.
+fn renew_outcomes(
+    inner: &Arc<Inner>,
+    id: MessageId,
+    entry: &Entry,
+    segment: SegmentNumber,
+    generation: Generation,
+) -> Result<u64, SpoolError> {
+    let mut frames = Vec::new();
+    for recipient in &entry.recipients {
+        if let Some(place) = recipient.place().filter(|place| place.segment == segment) {
+            let payload = content::outcome(&|n| inner.segments.get(n), id, place)?;
+            frames.push(FrameIn::new(Kind::Outcome, id, payload));
+        }
+    }
+    let bytes = frames.iter().map(|frame| frame.payload.len() as u64).sum();
+    drop(inner.submit_commit(Commit {
+        ticket: TicketState::new(id),
+        moved_from: Some(Box::new(entry.clone())),
+        generation,
+        ..Commit::internal(frames)
+    }));
+    Ok(bytes)
 }
 
 fn next_generation(segment: &Segment) -> Generation {

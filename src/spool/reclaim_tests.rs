@@ -198,3 +198,53 @@ fn moving_keeps_to_its_rate_and_waits_until_a_segment_has_rested() {
     assert!(seconds >= 2, "{seconds}");
     check(&spool, &kept);
 }
+
+#[test]
+fn a_message_that_is_deferred_again_and_again_is_moved_once() {
+    let storage = SimStorage::new(5);
+    let (spool, mut writer, clock) = open(&storage, options());
+    let kept = traffic(&spool, &mut writer, 100);
+    clock.advance(Duration::from_secs(60));
+    settle(&spool, &mut writer);
+    let waiting = kept[1].0;
+    let mut moved = Vec::new();
+    for tries in 2..12_u32 {
+        let lease = spool
+            .lease_message(waiting, Duration::from_secs(3600))
+            .unwrap();
+        let text = format!("tried {tries} times");
+        let outcome = Outcome::new(Delivery::Deferred, Status::OK, "esmtp", text);
+        let update = Update {
+            outcomes: vec![(RecipientId(1), outcome)],
+            next_due_unix_ms: Some(1_795_367_807_000 + 700_000),
+            ..Update::default()
+        };
+        let ticket = spool.finish(lease, update).unwrap();
+        writer.step();
+        ticket.wait().unwrap();
+        // Fills the segment that the outcome lies in, and lets it rest.
+        for _ in 0..20 {
+            let id = accept(&spool, &mut writer, &[b'x'; 3000], &["bob"]);
+            drop(spool.remove(id).unwrap());
+            writer.step();
+        }
+        clock.advance(Duration::from_secs(60));
+        settle(&spool, &mut writer);
+        moved.push(spool.stats().relocated);
+    }
+    // At first its old places are emptied as well.
+    assert_eq!(moved.get(3), moved.last(), "{moved:?}");
+    let files = spool.stats().files;
+    assert!(files < 14, "{files}");
+    let (spool, ..) = open(&storage.crash(&mut |_, _| false, 0), options());
+    let message = spool.message(waiting).unwrap();
+    let RecipientState::Pending {
+        last: Some(last),
+        tries: 11,
+    } = &message.recipients[1].1
+    else {
+        panic!("{:?}", message.recipients);
+    };
+    assert_eq!(last.text, "tried 11 times");
+    assert_eq!(message.due_unix_ms, 1_795_367_807_000 + 700_000);
+}

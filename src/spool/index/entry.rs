@@ -89,6 +89,17 @@ pub(in super::super) struct Entry {
 }
 
 impl Entry {
+    /// Whether nothing of the message lies in this segment but last outcomes.
+    pub(in super::super) fn has_only_outcomes_in(&self, segment: SegmentNumber) -> bool {
+        self.envelope.segment != segment
+            && self.elsewhere.iter().all(|(other, _)| *other != segment)
+            && self
+                .expansions
+                .iter()
+                .chain(&self.hold)
+                .all(|place| place.segment != segment)
+    }
+
     /// Each segment in which something of the message lives, with its bytes; a segment may come several times.
     pub(in super::super) fn pins(&self) -> impl Iterator<Item = (SegmentNumber, u64)> + '_ {
         let lasts = self.recipients.iter().filter_map(RecipientEntry::place);

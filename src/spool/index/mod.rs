@@ -532,7 +532,10 @@ impl Index {
         if facts.has_warned {
             packed.set(WARNED, true);
         }
-        if is_pending {
+        // An outcome that is written again only because its segment is emptied says nothing new, and a queue run may
+        // have moved the due time since.
+        let is_again = old.recipient().tries == facts.tries && old.recipient().place().is_some();
+        if is_pending && !is_again {
             packed.due = due;
         }
         if self.wheel.remove(slot) {
