@@ -447,7 +447,11 @@ pub fn open(folder: &Path, name: &str, bytes_max: u64) -> Result<Dropped, DropEr
     open_in(&OsDropFolder(folder), name, bytes_max)
 }
 
-fn open_in(folder: &dyn DropFolder, name: &str, bytes_max: u64) -> Result<Dropped, DropError> {
+pub(super) fn open_in(
+    folder: &dyn DropFolder,
+    name: &str,
+    bytes_max: u64,
+) -> Result<Dropped, DropError> {
     let bad = |detail: &str| DropError::Bad {
         name: name.to_owned(),
         detail: detail.to_owned(),

@@ -317,6 +317,7 @@ impl Writer {
             self.inner.count_sync();
             #[cfg(test)]
             if faults::seeded(Fault::NoSync)
+                || faults::seeded(Fault::RelocationUnsynced) && segment.generation > 0
                 || faults::seeded(Fault::SecondSync) && segment.file.sync().is_err()
             {
                 return Ok(());
@@ -466,8 +467,11 @@ impl Writer {
         let mut submissions = vec![Submission::Commit(Commit::internal(vec![frame]))];
         let (pieces, laid, batch) = self.lay_out(tail, &mut submissions);
         self.put(tail, &pieces, &submissions, batch.length)?;
+        let segment = &tail.segment;
+        #[cfg(test)]
+        let segment = &faults::without_sync(segment);
         self.inner.count_sync();
-        tail.segment.file.sync().map_err(|e| SpoolError::Io {
+        segment.file.sync().map_err(|e| SpoolError::Io {
             operation: "sync",
             name: super::segment::segment_name(tail.segment.number),
             source: Arc::new(e),
@@ -650,6 +654,10 @@ impl Writer {
             for laid in &laid {
                 let payload = match submissions.get(laid.submission) {
                     Some(Submission::Chunk { reception, .. }) => {
+                        #[cfg(test)]
+                        if faults::seeded(Fault::PinnedRecycled) {
+                            continue;
+                        }
                         if !reception.is_abandoned.load(Ordering::Relaxed) {
                             index.pin(segment.number, 0);
                             lock(&reception.pins).push(segment.number);

@@ -174,6 +174,9 @@ impl Spool {
             monotonic: clock.monotonic(),
         };
         let mut found = recovery::load(&*storage, options.due_ahead_max, now, Check::Everything)?;
+        if let Some(error) = found.unopened {
+            return Err(error);
+        }
         found.report.remarks.splice(0..0, remark);
         for name in &found.temporaries {
             storage
@@ -438,6 +441,8 @@ impl Spool {
         self.inner.check_lease(lease)?;
         let frames = self.inner.frames_of(lease.id, update)?;
         let ticket = TicketState::new(lease.id);
+        #[cfg(test)]
+        faults::seeded(faults::Fault::OutcomeBeforeExpansion).then(|| ticket.resolve(Ok(())));
         Ok(self.inner.submit_commit(Commit {
             frames,
             ticket,

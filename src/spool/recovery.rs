@@ -41,6 +41,9 @@ pub(super) struct Recovered {
     pub(super) spool_id: Option<[u8; 16]>,
     pub(super) segments: BTreeMap<SegmentNumber, (Arc<Segment>, SegmentFate)>,
     pub(super) spares: Vec<String>,
+    /// A segment could not be opened: unlike a bad sector this may pass, and nobody may write before it has, as numbers
+    /// that are in it would be given again.
+    pub(super) unopened: Option<SpoolError>,
     /// Left-overs to be removed by the writing process.
     pub(super) temporaries: Vec<String>,
     pub(super) checkpoints: Vec<Lsn>,
@@ -170,6 +173,7 @@ pub(super) fn load(
             index: Index::new(due_ahead_max),
             spool_id: None,
             segments: BTreeMap::new(),
+            unopened: None,
             spares: names
                 .iter()
                 .filter(|n| number_in_name(n, "spare-").is_some())
@@ -252,6 +256,7 @@ impl Replay {
             }
             Err(error) => {
                 self.out.report.damage(format!("{name}: {error}"));
+                self.out.unopened = Some(SpoolError::io("open", &name, error));
                 return None;
             }
         };
