@@ -971,6 +971,8 @@ mod crash_tests;
 #[cfg(test)]
 mod journal_tests;
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod reclaim_tests;
 #[cfg(test)]
 mod recovery_tests;

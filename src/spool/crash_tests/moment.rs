@@ -384,6 +384,14 @@ impl Moment {
 }
 
 impl SimStorage {
+    /// How many sectors of files, and how many changes of names, are not synced.
+    pub(in crate::spool) fn unsynced(&self) -> (usize, usize) {
+        let moment = Moment::of(self, None);
+        let is_name = |item: &&Item| matches!(item, Item::Name { .. });
+        let names = moment.items.iter().filter(is_name).count();
+        (moment.items.len() - names, names)
+    }
+
     /// The disk after a power cut now: of the unsynced sectors those that `survives` (number, of how many), of the
     /// changes of names the first `names` in order.
     pub(in crate::spool) fn crash(

@@ -107,9 +107,8 @@ fn envelope(recipients: usize) -> Envelope {
 
 /// Runs a workload until it is done or the power is gone.
 pub(super) fn run(storage: &SimStorage, seed: u64, outside: &SharedOutside) {
-    let mut world = match World::open(storage, seed, outside, START_MS) {
-        Ok(world) => world,
-        Err(_) => return,
+    let Ok(mut world) = World::open(storage, seed, outside, START_MS) else {
+        return;
     };
     for _ in 0..OPERATIONS {
         if world.spool.is_poisoned() || world.act().is_none() {
@@ -434,9 +433,7 @@ impl World {
             let (writer, spool) = (&mut self.writer, &self.spool);
             let mut wait = |ticket: CommitTicket| {
                 while ticket.try_result().is_none() && writer.step() != Step::Ended {}
-                ticket
-                    .try_result()
-                    .unwrap_or_else(|| Err(SpoolError::Closed))
+                ticket.try_result().unwrap_or(Err(SpoolError::Closed))
             };
             let taken =
                 drop_file::absorb_in(spool, &folder, name, DROP_BYTES_MAX, &mut |_| {}, &mut wait);
