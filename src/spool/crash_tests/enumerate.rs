@@ -22,6 +22,9 @@ use crate::clock::ManualClock;
 /// One in so many states is examined further in each of these ways.
 const SHARE: usize = 8;
 
+/// When the process that works on begins: in a second in which no other has given out ids.
+const LATER_MS: u64 = START_MS + 8_640_007_000;
+
 /// What was done.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Figures {
@@ -261,7 +264,7 @@ impl Hunt {
         let outside = SharedOutside::default();
         look(&outside).change(|new| *new = model.clone());
         self.figures.recoveries += 1;
-        let mut world = World::open(twin, self.seed, &outside, START_MS + 3_600_000)
+        let mut world = World::open(twin, self.seed, &outside, LATER_MS)
             .map_err(|e| format!("does not open to work on: {e}"))?;
         world.rng = Rng(rng.next());
         look(&outside).change(|model| model.believe(&world.spool))?;

@@ -290,8 +290,13 @@ fn check_message(
             ));
         }
     }
-    if known.is_held.is_some_and(|held| held != message.is_held)
-        || (known.holds_asked == 0 && known.is_held.is_none() && message.is_held)
+    // Without a checkpoint what is held stays held; that it was released may be forgotten, and what seems damaged, as
+    // records before its last relocation were recycled, is held as well.
+    let may_be_held = is_blind && message.is_held;
+    if known
+        .is_held
+        .is_some_and(|held| held != message.is_held && !may_be_held)
+        || (known.holds_asked == 0 && known.is_held.is_none() && message.is_held && !may_be_held)
     {
         return Err(format!("{id}: hold is {}", message.is_held));
     }

@@ -469,6 +469,8 @@ impl World {
         look(&self.outside).waiting.clear();
         look(&self.outside).relocated += self.spool.stats().relocated;
         self.storage.unlock();
+        // A start takes its time; two processes of one id in one second might give out the same queue ids.
+        self.clock.advance(Duration::from_secs(1));
         let (spool, writer, report) = open(&self.storage, &self.clock, &self.options).ok()?;
         if self.storage.has_failed() {
             return None; // What could not be read is rightly called damage.
