@@ -429,8 +429,6 @@ fn what_is_not_built_in_waits_and_says_so() {
     fs::write(site.path("home/bob/.forward"), "alice\n").unwrap();
     let router = Router::new(site.parts).unwrap();
     for (target, named) in [
-        ("|/bin/cat", "|/bin/cat"),
-        ("/var/log/help", "/var/log/help"),
         (":include:/l", ":include:/l"),
         ("bob", "home/bob/.forward"),
     ] {

@@ -64,6 +64,17 @@ pub enum NextHop {
 pub enum Destination {
     /// The mailbox of a user of this host.
     Mailbox,
+    /// Programs: mailer `prog`.
+    Programs,
+    /// Files: mailer `*file*`.
+    Files,
+    /// A mailer by its name.
+    Named {
+        /// The mailer.
+        mailer: String,
+        /// The host (`$h`); empty if it needs none.
+        host: String,
+    },
     /// Another host, by SMTP.
     Smtp {
         /// Name of the mailer as the log shows it: `esmtp` or `relay`.
@@ -80,7 +91,8 @@ pub struct DeliveryRecipient {
     pub id: RecipientId,
     /// What the envelope or an expansion says of it.
     pub recipient: Recipient,
-    /// Login name for [`Destination::Mailbox`], address for the wire (without angle brackets) for SMTP.
+    /// Login name for [`Destination::Mailbox`], command for [`Destination::Programs`], path for [`Destination::Files`],
+    /// `$u` for [`Destination::Named`], address for the wire (without angle brackets) for SMTP.
     pub user: String,
 }
 
@@ -181,6 +193,9 @@ impl Mailers {
         let ended = {
             let work: Pin<Box<dyn Future<Output = ()> + Send + '_>> = match destination {
                 Destination::Mailbox => Box::pin(self.mailboxes.deliver(&attempt, &mut results)),
+                Destination::Programs | Destination::Files | Destination::Named { .. } => {
+                    Box::pin(async { no_such_mailer(mailer, &mut results) })
+                }
                 Destination::Smtp { mailer, hop } => {
                     Box::pin(self.smtp.deliver(mailer, hop, &attempt, &mut results))
                 }
@@ -211,9 +226,12 @@ impl Mailers {
 impl Destination {
     /// The mailer's name, as the log shows it.
     #[must_use]
-    pub const fn mailer(&self) -> &'static str {
+    pub fn mailer(&self) -> &str {
         match self {
             Self::Mailbox => "local",
+            Self::Programs => "prog",
+            Self::Files => "*file*",
+            Self::Named { mailer, .. } => mailer,
             Self::Smtp { mailer, .. } => mailer,
         }
     }
@@ -250,6 +268,15 @@ impl Results {
             .zip(self.0)
             .map(|(id, outcome)| (*id, outcome.unwrap_or_else(&missing)))
             .collect()
+    }
+}
+
+/// Defers what no mailer is there for.
+fn no_such_mailer(mailer: &str, results: &mut Results) {
+    for position in results.open() {
+        let text = format!("Deferred: mailer {mailer} is not built in");
+        let outcome = Outcome::new(Delivery::Deferred, Status::new(4, 3, 5), mailer, text);
+        results.set(position, outcome);
     }
 }
 

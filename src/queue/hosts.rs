@@ -83,7 +83,10 @@ impl Hosts {
             // Mailboxes have no host that could be slow as a whole.
             let max = match destination {
                 Destination::Mailbox => usize::MAX,
-                Destination::Smtp { .. } => self.per_host_max,
+                Destination::Programs
+                | Destination::Files
+                | Destination::Named { .. }
+                | Destination::Smtp { .. } => self.per_host_max,
             };
             let load = state.loads.entry(destination.clone()).or_default();
             if load.active < max {

@@ -184,6 +184,9 @@ fn plan(shared: &Shared, id: crate::envelope::MessageId) -> Result<Option<Plan>,
                 continue;
             }
             Route::Local { user, .. } => (Destination::Mailbox, user),
+            Route::Program { command } => (Destination::Programs, command),
+            Route::File { path } => (Destination::Files, path),
+            Route::Mailer { mailer, host, user } => (Destination::Named { mailer, host }, user),
             Route::Smtp {
                 is_relay,
                 hop,

@@ -311,6 +311,25 @@ pub enum Route {
         /// The address for the wire.
         address: String,
     },
+    /// A program, run with the rights of the recipient's controlling user.
+    Program {
+        /// The command as the alias has it, without the bar.
+        command: String,
+    },
+    /// A file that the message is appended to, with the rights of the recipient's controlling user.
+    File {
+        /// Its path, absolute.
+        path: String,
+    },
+    /// A mailer by its name: one of the configuration's own, or what a mailertable names, such as `discard`.
+    Mailer {
+        /// The mailer's name.
+        mailer: String,
+        /// The host for it (`$h`); empty if it needs none.
+        host: String,
+        /// The user for it (`$u`).
+        user: String,
+    },
     /// Other recipients in its place. The list is complete: nested aliases are followed to their ends.
     Expand {
         /// The ends, in the order in which they are to be tried; none if all are recipients already.

@@ -93,7 +93,12 @@ impl Router {
         let route = self.end(&target)?;
         let is_there = matches!(
             route,
-            Route::Local { .. } | Route::Smtp { .. } | Route::Hold { .. }
+            Route::Local { .. }
+                | Route::Program { .. }
+                | Route::File { .. }
+                | Route::Mailer { .. }
+                | Route::Smtp { .. }
+                | Route::Hold { .. }
         );
         if is_there && !taken.take(self.key(&target)) {
             return Ok(Route::Expand {
@@ -136,8 +141,10 @@ impl Router {
                 Place::Elsewhere(address) => self.guarded(self.remote(&address)),
             },
             Target::Mailbox(user) => self.mailbox(user, false)?,
-            Target::Program(_) => not_built("delivery to programs"),
-            Target::File(_) => not_built("delivery to files"),
+            Target::Program(command) => Route::Program {
+                command: command.clone(),
+            },
+            Target::File(path) => Route::File { path: path.clone() },
             Target::Include(_) => not_built(":include:"),
             Target::Invalid(_) => Route::Failed {
                 status: Status::NO_USER,

@@ -186,6 +186,20 @@ impl Router {
                 };
                 format!("{text}... deliverable: mailer {mailer}, host {host}, user {address}")
             }
+            Ok(Route::Program { command }) => {
+                format!("{text}... deliverable: mailer prog, user |{command}")
+            }
+            Ok(Route::File { path }) => {
+                format!("{text}... deliverable: mailer *file*, user {path}")
+            }
+            Ok(Route::Mailer { mailer, host, user }) => {
+                let host = if host.is_empty() {
+                    host
+                } else {
+                    format!(" host {host},")
+                };
+                format!("{text}... deliverable: mailer {mailer},{host} user {user}")
+            }
             Ok(Route::Failed { status, text: why }) => {
                 *code = if status == Status::NO_USER {
                     ExitCode::NoUser
