@@ -428,10 +428,7 @@ fn what_is_not_built_in_waits_and_says_so() {
     fs::create_dir_all(site.path("home/bob")).unwrap();
     fs::write(site.path("home/bob/.forward"), "alice\n").unwrap();
     let router = Router::new(site.parts).unwrap();
-    for (target, named) in [
-        (":include:/l", ":include:/l"),
-        ("bob", "home/bob/.forward"),
-    ] {
+    for (target, named) in [(":include:/l", ":include:/l"), ("bob", "home/bob/.forward")] {
         let mut child = Recipient::new(target);
         child.parent = Some(RecipientId(0));
         match router.resolve(&child, &mut Taken::new()) {

@@ -91,6 +91,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ),
     ("ldap3", &["src/netmaps/"]),
     ("rusqlite", &["src/netmaps/"]),
+    ("shuttle", &["src/spool/"]),
     ("anyhow", &["tools/"]),
 ];
 

@@ -62,6 +62,8 @@ pub(super) struct Checkpoints {
     pub(super) journal_bytes: u64,
     /// When.
     pub(super) at: Duration,
+    /// When one was last due by its bytes, on the monotonic clock; the start counts as such.
+    pub(super) burst_at: Duration,
 }
 
 impl Checkpoints {
@@ -286,7 +288,18 @@ pub(super) struct Take<'a> {
     trouble: Option<String>,
 }
 
-impl Take<'_> {
+impl<'a> Take<'a> {
+    fn new(file: &'a dyn StorageFile, header: &[u8]) -> Self {
+        Self {
+            file,
+            rest: body_bytes(header),
+            offset: HEADER_BYTES as u64,
+            bytes: Vec::new(),
+            at: 0,
+            trouble: None,
+        }
+    }
+
     /// Sees to it that so many bytes are at hand.
     fn fetch(&mut self, count: usize) -> Option<()> {
         while self.bytes.len() - self.at < count {
@@ -353,6 +366,27 @@ pub(super) fn load(
     due_ahead_max: Duration,
     now: Now,
 ) -> Result<Loaded, String> {
+    let (file, header) = open(storage, name)?;
+    let mut take = Take::new(&*file, &header);
+    let loaded = take_all(&mut take, &header, due_ahead_max, now);
+    loaded.ok_or_else(|| take.trouble.unwrap_or_else(|| "malformed body".into()))
+}
+
+/// Whether every checksum of a checkpoint is right, and the Lsn it covers. What is wrong with it, in words, if not.
+pub(super) fn verify(storage: &dyn Storage, name: &str) -> Result<Lsn, String> {
+    let (file, header) = open(storage, name)?;
+    let mut take = Take::new(&*file, &header);
+    while take.rest > 0 {
+        take.at = take.bytes.len();
+        if take.fetch(1).is_none() {
+            return Err(take.trouble.unwrap_or_else(|| "malformed body".into()));
+        }
+    }
+    u64_at(&header, 32).ok_or_else(|| "cut off".into())
+}
+
+/// Opens a checkpoint and verifies its header and length.
+fn open(storage: &dyn Storage, name: &str) -> Result<(Arc<dyn StorageFile>, Vec<u8>), String> {
     let file = storage.open_read(name).map_err(|e| e.to_string())?;
     let mut header = vec![0; HEADER_BYTES];
     read_exact_at(&*file, 0, &mut header).map_err(|e| e.to_string())?;
@@ -366,24 +400,18 @@ pub(super) fn load(
     if u16_at(&header, 8) != Some(VERSION) {
         return Err("unknown format version".into());
     }
-    let number = |at: usize| u64_at(&header, 32 + 8 * at).unwrap_or(0);
-    let body_bytes = number(7);
+    let body_bytes = body_bytes(&header);
     let blocks = body_bytes.div_ceil(BLOCK_BYTES as u64);
     if body_bytes > BODY_BYTES_MAX
         || file.len().map_err(|e| e.to_string())? < 4096 + body_bytes + 4 * blocks
     {
         return Err("cut off".into());
     }
-    let mut take = Take {
-        file: &*file,
-        rest: body_bytes,
-        offset: HEADER_BYTES as u64,
-        bytes: Vec::new(),
-        at: 0,
-        trouble: None,
-    };
-    let loaded = take_all(&mut take, &header, due_ahead_max, now);
-    loaded.ok_or_else(|| take.trouble.unwrap_or_else(|| "malformed body".into()))
+    Ok((file, header))
+}
+
+fn body_bytes(header: &[u8]) -> u64 {
+    u64_at(header, 32 + 8 * 7).unwrap_or(0)
 }
 
 fn take_all(

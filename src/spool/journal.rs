@@ -143,14 +143,19 @@ impl Writer {
                 self.inner
                     .poison(&format!("no thread for the keeper: {error}"));
             }
-            while self.wait_for_work() {
-                if self.step() == Step::Ended {
-                    break;
-                }
-            }
+            self.work();
             self.inner.end_keeper();
         });
         self.inner.end_writer();
+    }
+
+    /// Writes what comes until the spool is closed or poisoned. Blocks: disk, and for work.
+    pub(super) fn work(&mut self) {
+        while self.wait_for_work() {
+            if self.step() == Step::Ended {
+                break;
+            }
+        }
     }
 
     /// Waits until something must be written. `false` when there is nothing more to come.

@@ -24,6 +24,9 @@ const MOVING_INTERVAL: Duration = Duration::from_millis(100);
 /// expansions and removals be recorded on a full disk, one makes room for a checkpoint or takes what is moved.
 const SPARES_MIN: usize = 2;
 
+/// How long after a checkpoint that was due by its bytes all spares are kept.
+const BURST_REST: Duration = Duration::from_secs(15 * 60);
+
 /// See the module's documentation.
 pub(super) struct Keeper {
     inner: Arc<Inner>,
@@ -145,9 +148,12 @@ impl Keeper {
         let bytes = inner.journal_bytes.load(Ordering::Relaxed);
         let now = inner.clock.monotonic();
         let due = {
-            let state = lock(&inner.checkpoints);
+            let mut state = lock(&inner.checkpoints);
             let since = bytes.saturating_sub(state.journal_bytes);
             let limit = inner.options.checkpoint_bytes.max(4 * state.bytes);
+            if since >= limit {
+                state.burst_at = now;
+            }
             // Where room is short, the sooner a dead segment is covered the better.
             let is_pressed = since > 0 && inner.is_full.load(Ordering::Relaxed);
             since >= limit
@@ -172,22 +178,32 @@ impl Keeper {
 
     fn recycle(&self) -> Result<(), SpoolError> {
         let inner = &self.inner;
-        let covered = lock(&inner.checkpoints).older_lsn();
+        let (covered, burst_at) = {
+            let state = lock(&inner.checkpoints);
+            (state.older_lsn(), state.burst_at)
+        };
+        let is_burst = inner.clock.monotonic().saturating_sub(burst_at) < BURST_REST;
+        let spares_max = match inner.options.spares_max {
+            most if is_burst => most,
+            most => (most / 4).max(SPARES_MIN),
+        };
         #[cfg(test)]
         let covered = faults::wrongly_covered(&lock(&inner.checkpoints).kept).or(covered);
         let Some(covered) = covered else {
             return Ok(());
         };
-        inner
-            .segments
-            .recycle(inner.options.spares_max, &mut |number, fate| {
-                // S7: nothing in it lives or is being received, and the older of the kept checkpoints covers it.
-                #[cfg(test)]
-                if seeded(Fault::LiveRecycled) {
-                    return fate.last_lsn <= covered;
-                }
-                fate.last_lsn <= covered && lock(&inner.index).pinned(number).is_none()
-            })?;
+        inner.segments.recycle(spares_max, &mut |number, fate| {
+            // S7: nothing in it lives or is being received, and the older of the kept checkpoints covers it.
+            #[cfg(test)]
+            if seeded(Fault::LiveRecycled) {
+                return fate.last_lsn <= covered;
+            }
+            fate.last_lsn <= covered && lock(&inner.index).pinned(number).is_none()
+        })?;
+        // One a round: what a burst left behind is given back by and by.
+        if inner.segments.spares_left() > spares_max && !inner.is_full.load(Ordering::Relaxed) {
+            inner.segments.give_up_spare()?;
+        }
         Ok(())
     }
 }

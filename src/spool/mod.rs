@@ -28,6 +28,7 @@ mod record;
 mod recovery;
 mod segment;
 pub mod storage;
+mod sync;
 mod transaction;
 
 pub use content::ContentReader;
@@ -39,8 +40,8 @@ pub use lease::Lease;
 pub use options::SpoolOptions;
 pub use transaction::{CommitTicket, Room, Transaction};
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::clock::Clock;
@@ -55,6 +56,7 @@ use record::{ExpansionRecord, OutcomeRecord};
 use recovery::Check;
 use segment::Segments;
 use storage::Storage;
+use sync::{AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard};
 use transaction::{Commit, FrameIn, Submission, TicketState, Urgency, Waiting};
 
 /// The handle to an open spool; cheap to clone.
@@ -232,8 +234,10 @@ impl Spool {
                 bytes: found.checkpoint_bytes,
                 journal_bytes: 0,
                 at: now.monotonic,
+                burst_at: now.monotonic,
             }),
-            journal_bytes: AtomicU64::new(0),
+            // What was replayed counts, so that starts that follow each other closely do not make replay grow.
+            journal_bytes: AtomicU64::new(found.replayed_bytes),
             batches: AtomicU64::new(0),
             syncs: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
@@ -968,6 +972,8 @@ const CHUNK_BYTES_MAX: usize = 256 << 10;
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(all(test, feature = "interleavings"))]
+mod interleaving_tests;
 #[cfg(test)]
 mod journal_tests;
 #[cfg(test)]

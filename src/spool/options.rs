@@ -15,7 +15,8 @@ pub struct SpoolOptions {
     pub queue_bytes_max: u64,
     /// Most live messages; beyond it new ones are refused for a time.
     pub messages_max: u64,
-    /// Most files kept ready to become segments.
+    /// Most files kept ready to become segments, while mail comes in so fast that checkpoints are due by their bytes: as
+    /// many die at once as two checkpoints are apart. A quarter of it otherwise, at least two.
     pub spares_max: usize,
     /// Bytes that must stay free on the file system.
     pub free_bytes_min: u64,
@@ -49,7 +50,7 @@ impl Default for SpoolOptions {
             batch_bytes_max: 4 << 20,
             queue_bytes_max: 32 << 20,
             messages_max: 10_000_000,
-            spares_max: 4,
+            spares_max: 12,
             free_bytes_min: 0,
             outcome_delay: Duration::from_millis(20),
             pulse_delay: Duration::from_millis(100),

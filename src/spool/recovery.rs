@@ -48,6 +48,8 @@ pub(super) struct Recovered {
     pub(super) temporaries: Vec<String>,
     pub(super) checkpoints: Vec<Lsn>,
     pub(super) checkpoint_bytes: u64,
+    /// Bytes of the batches replayed: the journal beyond the checkpoint.
+    pub(super) replayed_bytes: u64,
     pub(super) next_segment: SegmentNumber,
     pub(super) next_lsn: Lsn,
     pub(super) next_id: u64,
@@ -146,11 +148,19 @@ pub(super) fn load(
     let mut checkpoints = Vec::new();
     let listed = checkpoint::names(&names);
     for (lsn, name) in &listed {
-        match checkpoint::load(storage, name, due_ahead_max, now) {
-            Ok(found) if found.lsn == *lsn => {
-                checkpoints.insert(0, *lsn);
-                loaded.get_or_insert(found);
-            }
+        // Only the newest that can be used is read into an index; the others are to be good when it no longer is.
+        let found = match &loaded {
+            None => checkpoint::load(storage, name, due_ahead_max, now).map(|found| {
+                let covered = found.lsn;
+                if covered == *lsn {
+                    loaded = Some(found);
+                }
+                covered
+            }),
+            Some(_) => checkpoint::verify(storage, name),
+        };
+        match found {
+            Ok(found) if found == *lsn => checkpoints.insert(0, *lsn),
             Ok(_) => report.damage(format!(
                 "{name}: Lsn differs from the file's name; not used"
             )),
@@ -186,6 +196,7 @@ pub(super) fn load(
                 .collect(),
             checkpoints,
             checkpoint_bytes: 0,
+            replayed_bytes: 0,
             next_segment: highest_name + 1,
             next_lsn: 1,
             next_id: 0,
@@ -431,6 +442,7 @@ impl Replay {
             ));
         }
         self.reached = Some(number);
+        self.out.replayed_bytes += round_to_block(u64::from(found.header.length));
         self.last_segment = Some(found.segment);
         self.out.index.applied_batch = number;
         self.out.index.applied_lsn =
@@ -464,6 +476,9 @@ impl Replay {
                     .damage(format!("{name}: byte {}: {id}: {error}", place.offset));
                 self.damaged_messages.insert(id);
                 self.quarantine(found.segment);
+            } else if frame.header.kind == Kind::Relocation {
+                // All of the message in one record: what was wrong with older ones no longer matters.
+                self.damaged_messages.remove(&id);
             }
         }
     }

@@ -16,8 +16,8 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 #[cfg(test)]
@@ -26,6 +26,7 @@ use super::format::{
     BLOCK_BYTES, BatchNumber, FIRST_BATCH_OFFSET, Lsn, SegmentHeader, SegmentNumber,
 };
 use super::storage::{Storage, StorageFile};
+use super::sync::{AtomicU64, Mutex};
 use super::{SpoolError, lock};
 
 /// A segment that can be read.
@@ -185,6 +186,11 @@ impl Segments {
         };
         self.add(Arc::clone(&segment), SegmentFate::default());
         Ok(segment)
+    }
+
+    /// Files that wait to become segments.
+    pub(super) fn spares_left(&self) -> usize {
+        lock(&self.maker).spares.len()
     }
 
     fn note_spares(&self, maker: &Maker) {

@@ -5,14 +5,15 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
 use super::format::{Kind, SegmentNumber};
 use super::index::Entry;
 use super::record::{self, Extent};
 use super::segment::Generation;
+use super::sync::{AtomicBool, Condvar, Mutex};
 use super::{Inner, Lease, SpoolError, lock};
 use crate::envelope::{Envelope, MessageId};
 
