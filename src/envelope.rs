@@ -254,6 +254,9 @@ pub struct Recipient {
     pub notify: Notify,
     /// `ORCPT=`, with its type, as given.
     pub original_recipient: Option<String>,
+    /// Whose the message is for this recipient, without angle brackets, if a list on the way has an owner: the envelope
+    /// sender it is delivered with, and who is told what becomes of it. `None`: the envelope's.
+    pub sender: Option<String>,
 }
 
 impl Recipient {
@@ -267,6 +270,7 @@ impl Recipient {
             controlling_user: None,
             notify: Notify::Unspecified,
             original_recipient: None,
+            sender: None,
         }
     }
 
@@ -275,6 +279,8 @@ impl Recipient {
     pub fn shown(&self) -> String {
         if self.has_brackets {
             format!("<{}>", self.target)
+        } else if self.target.starts_with('|') {
+            format!("\"{}\"", self.target)
         } else {
             self.target.clone()
         }
@@ -369,6 +375,8 @@ pub struct Outcome {
     pub relay: String,
     /// Name of the mailer, as the log shows it (`local`, `esmtp`, `relay`, `prog`, `*file*`).
     pub mailer: String,
+    /// What a program said, for the report; bounded, and not kept over a restart.
+    pub transcript: Option<String>,
     /// Whether the next host took `NOTIFY=` over, so that it reports success and not we (RFC 3461 5.2.2). Says nothing
     /// unless delivered; not kept over a restart.
     pub is_notify_passed_on: bool,
@@ -396,6 +404,7 @@ impl Outcome {
             reply: None,
             relay: String::new(),
             mailer: mailer.to_owned(),
+            transcript: None,
             is_notify_passed_on: false,
         }
     }

@@ -24,6 +24,7 @@ pub mod netmaps;
 pub mod programs;
 pub mod queue;
 pub mod route;
+pub mod safe_file;
 pub mod smtpd;
 pub mod spool;
 pub mod status;

@@ -132,6 +132,12 @@ impl Users {
         }
     }
 
+    /// Whether everybody acts with this process's ids, as in a sandbox.
+    #[must_use]
+    pub fn act_as_one(&self) -> bool {
+        self.acting_ids.is_some()
+    }
+
     /// The user of this name; one with capitals is also tried in lower case,
     /// as Sendmail does.
     ///

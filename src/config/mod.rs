@@ -20,6 +20,7 @@ pub mod endpoint;
 mod error;
 mod file;
 pub mod host;
+pub mod mailer;
 pub mod modes;
 pub mod not_honoured;
 pub mod options;
@@ -216,6 +217,7 @@ impl Config {
             log: LogOptions::default(),
             origins: vec![Origin::Default; OPTIONS.len()],
         };
+        config.route.sandbox = sandbox.map(Path::to_owned);
         for option in OPTIONS {
             let text = option.default_for(role, sandbox.is_some());
             let given = value::Given::Text(text.to_owned());

@@ -124,7 +124,6 @@ pub static NOT_HONOURED: &[NotHonoured] = &[
         .letter('Y')
         .accepts(EITHER)
         .advice("no process is forked for a queue run"),
-    not("ForwardPath").letter('J').accepts(&[""]),
     not("HelpFile").letter('H'),
     not("HoldExpensive").letter('c').accepts(FALSE),
     not("HostStatusDirectory").accepts(&[""]),

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::duration::TimeUnit;
 use super::endpoint::{DaemonPort, HostPort};
+use super::mailer::MailerDefinition;
 use super::modes::{DeliveryMode, ErrorMode, PrivacyOptions, Remote, SpoolFileSystem};
 use super::size::ByteSize;
 use super::value::{Access, Given};
@@ -379,6 +380,30 @@ pub static OPTIONS: &[OptionDef] = &[
     )
     .sandbox("false"),
     OptionDef::new(
+        "forward_path",
+        "$z/.forward.$w+$h:$z/.forward+$h:$z/.forward.$w:$z/.forward",
+        Access::Several {
+            form: "absolute paths with $z, $u, $w, $j, $h, separated by colons; empty for none",
+            separator: Some(':'),
+            clear: |c| c.route.forward_path.clear(),
+            add: |c, text| {
+                c.route.forward_path.push(forward_template(text)?);
+                Ok(())
+            },
+            show: |c| c.route.forward_path.clone(),
+        },
+        "Where users' forwarding files are looked for, in this order: $z home, $u user, $h what stood after a plus sign.",
+    )
+    .named("ForwardPath")
+    .letter('J'),
+    OptionDef::new(
+        "shells_file",
+        "/etc/shells",
+        Access::Path(|c| &mut c.route.shells),
+        "Users with one of these shells may have programs run and files written; /SENDMAIL/ANY/SHELL/ in it stands for all.",
+    )
+    .sandbox("etc/shells"),
+    OptionDef::new(
         "max_alias_recursion",
         "10",
         Access::Count {
@@ -665,11 +690,64 @@ pub static OPTIONS: &[OptionDef] = &[
     OptionDef::new(
         "default_user",
         "mail:mail",
-        Access::Text(|c| &mut c.deliver.default_user),
+        Access::Text(|c| &mut c.route.default_user),
         "USER or USER:GROUP that mailers run as when no user's rights apply.",
     )
     .named("DefaultUser")
     .letter('u'),
+    OptionDef::new(
+        "local_shell",
+        "/bin/sh",
+        // A program of the system, in a sandbox as well.
+        Access::Form {
+            form: "absolute path",
+            set: |c, text| {
+                if !text.starts_with('/') {
+                    return Err(format!("`{text}' is not an absolute path"));
+                }
+                c.deliver.local_shell = text.into();
+                Ok(())
+            },
+            show: |c| c.deliver.local_shell.display().to_string(),
+        },
+        "What gets the commands of aliases and .forwards (mailer prog), as -c COMMAND: a shell, or smrsh(8).",
+    ),
+    OptionDef::new(
+        "program_time_limit",
+        "1h",
+        Access::Time {
+            field: |c| &mut c.deliver.program_time_limit,
+            unit: TimeUnit::Minutes,
+            min: SECOND,
+            max: DAY,
+        },
+        "How long a command of an alias or a .forward may take before it is killed and tried again later.",
+    ),
+    OptionDef::new(
+        "mailer",
+        "",
+        Access::Several {
+            form: "NAME, P=PROGRAM, F=FLAGS, A=ARGUMENTS, as the M lines of a sendmail.cf",
+            separator: None,
+            clear: |c| c.deliver.mailers.clear(),
+            add: |c, text| {
+                let mailer = MailerDefinition::parse(text)?;
+                if c.deliver.mailers.iter().any(|m| m.name == mailer.name) {
+                    return Err(format!("mailer {} is defined twice", mailer.name));
+                }
+                c.deliver.mailers.push(mailer);
+                Ok(())
+            },
+            show: |c| c.deliver.mailers.iter().map(ToString::to_string).collect(),
+        },
+        "A mailer of one's own, for local_mailer and mailertables.",
+    ),
+    OptionDef::new(
+        "local_mailer",
+        "",
+        Access::TextOrNone(|c| &mut c.deliver.local_mailer),
+        "The mailer that delivers to users of this host, one of `mailer'; empty: mailboxes in mailbox_directory.",
+    ),
     client_timeout(
         "timeout.connect",
         "5m",
@@ -1050,6 +1128,25 @@ fn host_or_none(text: &str) -> Result<Option<HostPort>, String> {
         "" => Ok(None),
         host => HostPort::parse(host).map(Some),
     }
+}
+
+/// A path of `forward_path`: absolute, with macros that exist.
+fn forward_template(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if !text.starts_with('/') && !text.starts_with("$z/") {
+        return Err(format!(
+            "`{text}' is not an absolute path, nor one that begins with $z"
+        ));
+    }
+    for (at, _) in text.match_indices('$') {
+        let name = text.get(at + 1..at + 2).unwrap_or_default();
+        if !["z", "u", "w", "j", "h"].contains(&name) {
+            return Err(format!(
+                "`${name}' in `{text}' is not one of $z $u $w $j $h"
+            ));
+        }
+    }
+    Ok(text.to_owned())
 }
 
 fn domain_or_none(text: &str) -> Result<Option<String>, String> {

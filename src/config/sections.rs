@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::endpoint::{DaemonPort, HostPort};
+use super::mailer::MailerDefinition;
 use super::modes::{DeliveryMode, ErrorMode, PrivacyOptions, Remote, SpoolFileSystem};
 use super::size::ByteSize;
 
@@ -63,6 +64,15 @@ pub struct RouteOptions {
     pub smart_host: Option<HostPort>,
     /// Which hosts may be contacted at all.
     pub remote: Remote,
+    /// Where users' `.forward`s are looked for, in order; absolute, with the macros `$z` (home), `$u` (user), `$w` (this
+    /// host's first label), `$j` (its name) and `$h` (what stood after `+`).
+    pub forward_path: Vec<String>,
+    /// The shells of users who may have programs run and files written, as shells(5).
+    pub shells: PathBuf,
+    /// The sandbox's folder: the way to it is not asked whether it is safe.
+    pub sandbox: Option<PathBuf>,
+    /// `USER[:GROUP]` that programs are run and files written as when no user's rights apply.
+    pub default_user: String,
     /// How deep aliases may lead to aliases.
     pub max_alias_recursion: u32,
     /// How many hops (`Received:`) a message may have made.
@@ -172,8 +182,14 @@ pub struct ClientTimeouts {
 pub struct DeliverOptions {
     /// The name in HELO and EHLO; this host's own when absent.
     pub helo_name: Option<String>,
-    /// `USER[:GROUP]` that mailers run as when no user's rights apply.
-    pub default_user: String,
+    /// What a command in an alias or a `.forward` is given to, as `-c COMMAND`: a shell, or smrsh.
+    pub local_shell: PathBuf,
+    /// The mailer that delivers to users of this host; `None`: the mailboxes of this program itself.
+    pub local_mailer: Option<String>,
+    /// Mailers by their names.
+    pub mailers: Vec<MailerDefinition>,
+    /// How long a program of an alias or a `.forward` may take.
+    pub program_time_limit: Duration,
     /// Which hosts may be contacted at all.
     pub remote: Remote,
     /// SMTP client timeouts.

@@ -355,6 +355,9 @@ fn transcript(out: &mut String, facts: &DsnFacts<'_>) {
                 if let Fate::Expired(age) = recipient.fate {
                     expired = expired.max(Some(age));
                 }
+                for said in recipient.outcome.transcript.iter().flat_map(|t| t.lines()) {
+                    line(out, &clean(said));
+                }
                 if let (Some(host), Some(reply)) =
                     (relay_host(&recipient.outcome), &recipient.outcome.reply)
                 {

@@ -73,7 +73,7 @@ impl MailboxError {
 }
 
 /// The system's words for an error, without its number.
-fn describe(error: &io::Error) -> String {
+pub(crate) fn describe(error: &io::Error) -> String {
     error.raw_os_error().map_or_else(
         || error.to_string(),
         |number| Errno::from_raw(number).desc().to_owned(),
@@ -90,7 +90,7 @@ pub(crate) struct OpenMailbox {
     /// Bytes of the whole messages appended since.
     appended_bytes: u64,
     is_new: bool,
-    _lock: LockFile,
+    _lock: Option<LockFile>,
 }
 
 impl OpenMailbox {
@@ -131,11 +131,42 @@ impl OpenMailbox {
                     opened_bytes: metadata.len(),
                     appended_bytes: 0,
                     is_new,
-                    _lock: lock,
+                    _lock: Some(lock),
                 });
             }
             pause.wait()?;
         }
+    }
+
+    /// Takes a file that is open already, for appending, and its record lock.
+    ///
+    /// # Errors
+    /// [`MailboxError::Locked`] after `wait_max`, [`MailboxError::Io`]; all temporary.
+    pub(crate) fn of_file(
+        path: &Path,
+        file: File,
+        is_new: bool,
+        wait_max: Duration,
+        clock: &dyn Clock,
+    ) -> Result<Self, MailboxError> {
+        let deadline = clock.monotonic().saturating_add(wait_max);
+        let mut pause = Pause::new(path, deadline, clock);
+        let is_flocked = || {
+            let request = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+            rustix::fs::flock(&file, request).is_ok()
+        };
+        while !(try_lock(&file).map_err(|e| io_error(path, e))? && is_flocked()) {
+            pause.wait()?;
+        }
+        let opened_bytes = file.metadata().map_err(|e| io_error(path, e))?.len();
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            opened_bytes,
+            appended_bytes: 0,
+            is_new,
+            _lock: None,
+        })
     }
 
     /// Appends one message: the preamble, then the content in mailbox form. After an error the mailbox is as it was

@@ -55,6 +55,33 @@ fn unix_from_date(at: &Zoned) -> String {
     at.strftime("%a %b %e %H:%M:%S %Y").to_string()
 }
 
+/// How a message stands where it is delivered to; line ends are LF in all of them, `Return-Path` fields are left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Form {
+    /// Lines that begin with "From " are quoted.
+    pub(crate) is_from_quoted: bool,
+    /// An empty line ends it.
+    pub(crate) ends_empty: bool,
+}
+
+impl Form {
+    /// As in a mailbox.
+    pub(crate) const MAILBOX: Self = Self {
+        is_from_quoted: true,
+        ends_empty: true,
+    };
+    /// Nothing but the message.
+    pub(crate) const PLAIN: Self = Self {
+        is_from_quoted: false,
+        ends_empty: false,
+    };
+}
+
+/// The two lines before a message in a file that an alias names: as [`preamble`], with one space as UnixFromLine has.
+pub(crate) fn file_preamble(sender: &ReversePath, host_name: &str, unix_ms: u64) -> String {
+    preamble(sender, host_name, unix_ms).replacen("  ", " ", 1)
+}
+
 /// Copies a message's content from its wire form to its mailbox form, with the empty line at the end.
 ///
 /// # Errors
@@ -62,9 +89,21 @@ fn unix_from_date(at: &Zoned) -> String {
 ///
 /// Blocks: disk.
 pub(crate) fn copy(content: impl Read, out: &mut impl Write) -> Result<(), CopyError> {
+    copy_as(content, out, Form::MAILBOX)
+}
+
+/// As [`copy`], in another form.
+pub(crate) fn copy_as(
+    content: impl Read,
+    out: &mut impl Write,
+    form: Form,
+) -> Result<(), CopyError> {
     let mut content = BufReader::with_capacity(64 * 1024, content);
     let mut piece = Vec::new();
-    let mut state = Lines::default();
+    let mut state = Lines {
+        form,
+        ..Lines::default()
+    };
     loop {
         piece.clear();
         // Pieces end at a line end, after PIECE_BYTES, or with the content.
@@ -82,6 +121,7 @@ pub(crate) fn copy(content: impl Read, out: &mut impl Write) -> Result<(), CopyE
 
 /// Where in the message the copy is.
 struct Lines {
+    form: Form,
     is_line_start: bool,
     is_header: bool,
     /// Within a `Return-Path` field.
@@ -93,6 +133,7 @@ struct Lines {
 impl Default for Lines {
     fn default() -> Self {
         Self {
+            form: Form::MAILBOX,
             is_line_start: true,
             is_header: true,
             is_left_out: false,
@@ -149,7 +190,7 @@ impl Lines {
                     .is_some_and(|name| name.eq_ignore_ascii_case(FIELD));
             }
         }
-        if text.starts_with(b"From ") && !self.is_left_out {
+        if self.form.is_from_quoted && text.starts_with(b"From ") && !self.is_left_out {
             out.write_all(b">")?;
         }
         Ok(())
@@ -164,7 +205,10 @@ impl Lines {
                 out.write_all(b"\n")?;
             }
         }
-        out.write_all(b"\n")
+        if self.form.ends_empty {
+            out.write_all(b"\n")?;
+        }
+        Ok(())
     }
 }
 

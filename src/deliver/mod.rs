@@ -1,4 +1,4 @@
-//! Handing messages over (L2): to mailboxes of this host and to other hosts by SMTP.
+//! Handing messages over (L2): to mailboxes, programs and files of this host and to other hosts by SMTP.
 //!
 //! Guarantees: [`Mailers::attempt`] gives exactly one [`Outcome`] for each recipient, whatever happens: a panic in a
 //! mailer, a lost connection or a limit of time becomes a deferral. Delivered means that somebody took responsibility:
@@ -12,10 +12,15 @@ pub mod client;
 mod content;
 mod dotted;
 pub mod dsn;
+mod file;
 mod hosts;
+mod lmtp;
 pub mod local;
 mod mailbox;
+mod maildir;
 mod mbox;
+pub mod named;
+pub mod program;
 mod reply;
 pub mod smtp;
 
@@ -35,9 +40,11 @@ use crate::status::Status;
 
 pub use client::SmtpTimeouts;
 pub use local::MailboxOptions;
+pub use named::NamedOptions;
 pub use smtp::SmtpOptions;
 
 use local::Mailboxes;
+use named::Named;
 use smtp::SmtpMailer;
 
 /// Longest time one attempt may take before what is still open is deferred. Well above the sum of the time limits of
@@ -143,6 +150,8 @@ pub struct DeliverOptions {
     pub host_name: String,
     /// Settings of mailboxes.
     pub mailboxes: MailboxOptions,
+    /// Settings of programs, files and mailers that are defined.
+    pub named: NamedOptions,
     /// Settings of the SMTP client.
     pub smtp: SmtpOptions,
 }
@@ -151,6 +160,7 @@ pub struct DeliverOptions {
 #[derive(Clone)]
 pub struct Mailers {
     mailboxes: Arc<Mailboxes>,
+    named: Arc<Named>,
     smtp: Arc<SmtpMailer>,
 }
 
@@ -163,7 +173,14 @@ impl Mailers {
         resolver: Arc<dyn Resolver>,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        let named = Named::new(
+            options.named,
+            options.mailboxes.clone(),
+            options.host_name.clone(),
+            Arc::clone(&clock),
+        );
         Self {
+            named: Arc::new(named),
             mailboxes: Arc::new(Mailboxes::new(
                 options.host_name,
                 options.mailboxes,
@@ -192,10 +209,15 @@ impl Mailers {
         let mailer = destination.mailer();
         let ended = {
             let work: Pin<Box<dyn Future<Output = ()> + Send + '_>> = match destination {
-                Destination::Mailbox => Box::pin(self.mailboxes.deliver(&attempt, &mut results)),
-                Destination::Programs | Destination::Files | Destination::Named { .. } => {
-                    Box::pin(async { no_such_mailer(mailer, &mut results) })
+                Destination::Mailbox if self.named.has_local() => {
+                    Box::pin(self.named.local(&attempt, &mut results))
                 }
+                Destination::Programs => Box::pin(self.named.run_commands(&attempt, &mut results)),
+                Destination::Files => Box::pin(self.named.append_to_files(&attempt, &mut results)),
+                Destination::Named { mailer, host } => {
+                    Box::pin(self.named.deliver(mailer, host, &attempt, &mut results))
+                }
+                Destination::Mailbox => Box::pin(self.mailboxes.deliver(&attempt, &mut results)),
                 Destination::Smtp { mailer, hop } => {
                     Box::pin(self.smtp.deliver(mailer, hop, &attempt, &mut results))
                 }
@@ -259,6 +281,11 @@ impl Results {
             .collect()
     }
 
+    /// The outcomes so far, in the order of the recipients.
+    pub(crate) fn outcomes(&self) -> &[Option<Outcome>] {
+        &self.0
+    }
+
     fn finish(
         self,
         ids: &[RecipientId],
@@ -268,15 +295,6 @@ impl Results {
             .zip(self.0)
             .map(|(id, outcome)| (*id, outcome.unwrap_or_else(&missing)))
             .collect()
-    }
-}
-
-/// Defers what no mailer is there for.
-fn no_such_mailer(mailer: &str, results: &mut Results) {
-    for position in results.open() {
-        let text = format!("Deferred: mailer {mailer} is not built in");
-        let outcome = Outcome::new(Delivery::Deferred, Status::new(4, 3, 5), mailer, text);
-        results.set(position, outcome);
     }
 }
 

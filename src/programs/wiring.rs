@@ -16,7 +16,8 @@ use crate::config::endpoint::SMTP_PORT;
 use crate::config::host::HostName;
 use crate::config::{Config, Remote};
 use crate::deliver::{
-    DeliverOptions, MailboxOptions, MailboxOwner, Mailers, OwnerLookup, SmtpOptions, SmtpTimeouts,
+    DeliverOptions, MailboxOptions, MailboxOwner, Mailers, NamedOptions, OwnerLookup, SmtpOptions,
+    SmtpTimeouts,
 };
 use crate::dns::{Resolver, ResolverOptions, SystemResolver};
 use crate::maillog::{Destination, LogSettings, Maillog, QueueId, Severity};
@@ -177,6 +178,14 @@ pub fn mailers(
         mailboxes: MailboxOptions {
             directory: config.paths.mailbox_directory.clone(),
             lock_wait_max: MAILBOX_LOCK_WAIT_MAX,
+        },
+        named: NamedOptions {
+            shell: config.deliver.local_shell.clone(),
+            time_limit: config.deliver.program_time_limit,
+            mailers: config.deliver.mailers.clone(),
+            local: config.deliver.local_mailer.clone(),
+            default_user: router.default_user(),
+            users: Arc::clone(&system.users),
         },
         smtp: SmtpOptions {
             helo_name: config

@@ -4,6 +4,8 @@
 //! happens to a message that has the null sender itself is told to the double-bounce address. Pure, but for the ids
 //! it is given. Sources: RFC 3461 section 6, RFC 5321 4.5.5, Sendmail's DoubleBounceAddress and PostmasterCopy.
 
+use std::collections::BTreeMap;
+
 use std::time::Duration;
 
 use crate::address::{Address, Domain, ReversePath};
@@ -66,6 +68,32 @@ pub(super) fn wanted(
     results: &[Result],
     ages: Ages,
 ) -> (Vec<Wanted>, bool) {
+    let own = message.envelope.reverse_path.address();
+    // Each owner of a list is told of the list's recipients, the sender of all others; the null sender of none (I7).
+    let mut by_sender: BTreeMap<Option<String>, Vec<Result>> = BTreeMap::new();
+    for result in results {
+        let sender = recipient(message, result.id).and_then(|r| r.sender.clone());
+        let sender = sender.filter(|_| own.is_some());
+        by_sender.entry(sender).or_default().push(result.clone());
+    }
+    let (mut reports, mut has_warned) = (Vec::new(), false);
+    for (sender, results) in by_sender {
+        let sender = sender.or_else(|| own.map(ToString::to_string));
+        let (more, warned) = wanted_by(sender.as_deref(), settings, message, &results, ages);
+        reports.extend(more);
+        has_warned |= warned;
+    }
+    (reports, has_warned)
+}
+
+/// The reports of recipients that have one sender; `None`: the null sender.
+fn wanted_by(
+    sender: Option<&str>,
+    settings: &ReportSettings,
+    message: &StoredMessage,
+    results: &[Result],
+    ages: Ages,
+) -> (Vec<Wanted>, bool) {
     let notify = |result: &Result| recipient(message, result.id).map(|r| r.notify);
     let pick = |is_picked: &dyn Fn(&Result) -> bool| -> Vec<Result> {
         results.iter().filter(|r| is_picked(r)).cloned().collect()
@@ -73,7 +101,6 @@ pub(super) fn wanted(
     let is_failure = |r: &Result| matches!(r.fate, Fate::Failed | Fate::Expired(_));
     let failures = pick(&|r| is_failure(r) && notify(r).is_some_and(|n| n.on_failure()));
     let mut reports = Vec::new();
-    let sender = message.envelope.reverse_path.address();
     if let Some(first) = failures.first() {
         let (cause, reason) = match first.fate {
             Fate::Expired(_) => (

@@ -5,7 +5,7 @@
 //! which nothing is pending in the same transaction. The update is handed over, not waited for: the message's permit
 //! of the window is given back when it is durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +16,12 @@ use super::hosts::{HostSlot, Start};
 use super::report::{self, Ages, Result as Reported, Wanted};
 use super::scheduler::due_after;
 use super::{Shared, UNREADABLE_MAX, locked};
+use crate::address::{Address, ReversePath};
 use crate::deliver::dsn::{Fate, RETURNED_BYTES_MAX};
 use crate::deliver::{Attempt, ContentOpener, DeliveryRecipient, Destination, NextHop, Verbose};
-use crate::envelope::{ControllingUser, Delivery, Outcome, Recipient, RecipientId, RecipientState};
+use crate::envelope::{
+    ControllingUser, Delivery, Envelope, Outcome, Recipient, RecipientId, RecipientState,
+};
 use crate::maillog::ToLine;
 use crate::route::{Hop, Route, Taken};
 use crate::spool::{Lease, NewMessage, SpoolError, StoredMessage, Update};
@@ -37,9 +40,17 @@ struct Plan {
     expansions: Vec<(RecipientId, Vec<Recipient>)>,
     /// Outcomes that need no attempt.
     settled: Vec<(RecipientId, Outcome)>,
-    groups: Vec<(Destination, Vec<DeliveryRecipient>)>,
+    groups: Vec<Group>,
     /// Lines for those who watch.
     lines: Vec<String>,
+}
+
+/// Recipients that one attempt serves.
+struct Group {
+    destination: Destination,
+    /// Whose the message is for them, if not the envelope's.
+    sender: Option<String>,
+    recipients: Vec<DeliveryRecipient>,
 }
 
 /// Recipients with the same outcome, for one line of the log.
@@ -103,7 +114,8 @@ pub(super) async fn run(
         }
     };
 
-    let destinations: Vec<Destination> = plan.groups.iter().map(|(to, _)| to.clone()).collect();
+    let groups = plan.groups.iter();
+    let destinations: Vec<Destination> = groups.map(|group| group.destination.clone()).collect();
     let (lease, slots) = if destinations.is_empty() {
         (lease, Vec::new())
     } else {
@@ -144,9 +156,9 @@ fn plan(shared: &Shared, id: crate::envelope::MessageId) -> Result<Option<Plan>,
     let mut settled = Vec::new();
     // What is said of an expansion is said when it is recorded, the rest when the message is looked at afresh.
     let (mut steps, mut lines) = (Vec::new(), Vec::new());
-    let mut groups: Vec<(Destination, Vec<DeliveryRecipient>)> = Vec::new();
-    let mut positions: std::collections::HashMap<Destination, usize> =
-        std::collections::HashMap::new();
+    let mut groups: Vec<Group> = Vec::new();
+    let mut positions: HashMap<(Destination, Option<String>), usize> = HashMap::new();
+    let is_null = message.envelope.reverse_path == ReversePath::Null;
     let mut is_pending = false;
     for (number, (recipient, state)) in (0_u32..).zip(&message.recipients) {
         if state.is_final() {
@@ -202,12 +214,20 @@ fn plan(shared: &Shared, id: crate::envelope::MessageId) -> Result<Option<Plan>,
                 (destination, address)
             }
         };
-        let at = *positions.entry(destination.clone()).or_insert_with(|| {
-            groups.push((destination, Vec::new()));
+        // I7: what the null sender sends stays the null sender's, whoever owns the list.
+        let sender = recipient.sender.clone().filter(|_| !is_null);
+        let key = (destination, sender);
+        let at = *positions.entry(key.clone()).or_insert_with(|| {
+            let (destination, sender) = key;
+            groups.push(Group {
+                destination,
+                sender,
+                recipients: Vec::new(),
+            });
             groups.len() - 1
         });
-        if let Some((_, group)) = groups.get_mut(at) {
-            group.push(DeliveryRecipient {
+        if let Some(group) = groups.get_mut(at) {
+            group.recipients.push(DeliveryRecipient {
                 id,
                 recipient: recipient.clone(),
                 user,
@@ -251,19 +271,26 @@ async fn attempt(
     let envelope = Arc::new(plan.message.envelope.clone());
     let mut attempts = Vec::new();
     for (at, slot) in slots {
-        let Some((destination, recipients)) = plan.groups.get(at) else {
+        let Some(group) = plan.groups.get(at) else {
             continue;
+        };
+        let envelope = match group.sender.as_deref().map(Address::parse) {
+            Some(Ok(sender)) => Arc::new(Envelope {
+                reverse_path: ReversePath::Mailbox(sender),
+                ..plan.message.envelope.clone()
+            }),
+            _ => Arc::clone(&envelope),
         };
         let attempt = Attempt {
             id,
-            envelope: Arc::clone(&envelope),
-            recipients: recipients.clone(),
+            envelope,
+            recipients: group.recipients.clone(),
             content: Arc::clone(&content),
             content_bytes: plan.message.content_bytes,
             verbose: verbose.cloned(),
             is_first: tries_of(&plan.message) == 0,
         };
-        let work = (shared.deliver)(destination.clone(), attempt);
+        let work = (shared.deliver)(group.destination.clone(), attempt);
         let clock = Arc::clone(&shared.clock);
         attempts.push(async move {
             let begun = clock.monotonic();
@@ -393,8 +420,8 @@ fn judge(
     give_up_after: Duration,
 ) -> Reported {
     let fate = match outcome.result {
-        Delivery::Delivered if outcome.mailer == "local" => Fate::Delivered,
-        Delivery::Delivered => Fate::Relayed,
+        Delivery::Delivered if matches!(&*outcome.mailer, "esmtp" | "relay") => Fate::Relayed,
+        Delivery::Delivered => Fate::Delivered,
         Delivery::Failed if is_last_resort && !gives_up => {
             // Nobody could be told: somebody may repair it before the time is up.
             outcome.result = Delivery::Deferred;
@@ -499,11 +526,12 @@ fn log(
 /// No room even to wait for a host: tried again by its due time.
 fn put_off(shared: &Arc<Shared>, lease: Lease, plan: &Plan, window: OwnedSemaphorePermit) {
     let tries = tries_of(&plan.message).saturating_add(1);
-    let outcomes = plan.groups.iter().flat_map(|(destination, group)| {
-        group.iter().map(|recipient| {
+    let outcomes = plan.groups.iter().flat_map(|group| {
+        group.recipients.iter().map(|recipient| {
             let text = "Deferred: too many messages wait for this host";
             let status = Status::new(4, 4, 5);
-            let outcome = Outcome::new(Delivery::Deferred, status, destination.mailer(), text);
+            let mailer = group.destination.mailer();
+            let outcome = Outcome::new(Delivery::Deferred, status, mailer, text);
             (recipient.id, outcome)
         })
     });

@@ -14,7 +14,9 @@
 mod access;
 mod class;
 mod expand;
+mod forward;
 mod resolve;
+mod shells;
 mod table;
 mod target;
 mod verify;
@@ -36,6 +38,7 @@ use crate::address::{Address, Domain};
 use crate::config::RouteOptions;
 use crate::config::host::HostName;
 use crate::envelope::Recipient;
+use crate::safe_file::Who;
 use crate::status::{Reply, Status, Verdict};
 use crate::users::Users;
 use class::Class;
@@ -166,6 +169,7 @@ pub struct Router {
     access: Option<Table>,
     notice: Notice,
     relay_to: Option<RelayTo>,
+    default_user: Who,
 }
 
 impl Router {
@@ -204,7 +208,9 @@ impl Router {
         for address in addresses.into_iter().chain(loopback) {
             own_names.insert(literal(address));
         }
+        let default_user = default_user(&options.default_user, &users, &notice);
         Ok(Self {
+            default_user,
             local_host_names: Class::open(&options.local_host_names, Arc::clone(&notice))?,
             relay_domains: Class::open(&options.relay_domains, Arc::clone(&notice))?,
             options,
@@ -223,6 +229,12 @@ impl Router {
     pub fn relaying_all(mut self, to: RelayTo) -> Self {
         self.relay_to = Some(to);
         self
+    }
+
+    /// Whose rights programs and files of aliases have.
+    #[must_use]
+    pub fn default_user(&self) -> Who {
+        self.default_user
     }
 
     /// This host's full name (Sendmail's `$j`).
@@ -249,6 +261,40 @@ impl Router {
             None => domain.folded(),
         };
         self.own_names.contains(&folded) || self.local_host_names.contains(&folded)
+    }
+}
+
+/// The ids of `USER[:GROUP]`, by names or numbers; Sendmail's own default, 1:1, if there is no such user.
+fn default_user(text: &str, users: &Users, notice: &Notice) -> Who {
+    const FALLBACK: Who = Who { uid: 1, gid: 1 };
+    let (user, group) = match text.split_once([':', '.']) {
+        Some((user, group)) => (user.trim(), Some(group.trim())),
+        None => (text.trim(), None),
+    };
+    let found = match (user.parse(), users.lookup(user)) {
+        (Ok(uid), _) => Who { uid, gid: 1 },
+        (_, Ok(Some(found))) => Who {
+            uid: found.uid,
+            gid: found.gid,
+        },
+        _ => {
+            if !user.is_empty() {
+                notice(&format!("default user {user} unknown; using 1:1"));
+            }
+            return FALLBACK;
+        }
+    };
+    // Where everybody acts as this process there are no other groups either.
+    let acts_as_all = users.act_as_one();
+    let gid = group.filter(|_| !acts_as_all).and_then(|group| {
+        group.parse().ok().or_else(|| {
+            let found = nix::unistd::Group::from_name(group).ok().flatten();
+            found.map(|group| group.gid.as_raw())
+        })
+    });
+    Who {
+        gid: gid.unwrap_or(found.gid),
+        ..found
     }
 }
 

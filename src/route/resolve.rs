@@ -7,14 +7,15 @@
 //! A recipient that is the end of an expansion (it has a parent) is never looked up as an alias again: what was
 //! expanded and journaled stays as it is, whatever happens to the alias file meanwhile.
 //!
-//! Kinds of target that are not built (programs, files, `:include:`, `.forward`) are deferred with a reason that names
-//! them; they are never taken for users and never dropped. Blocks: as the tables and the user database do.
+//! Programs and files are no recipients of senders, only of aliases, lists and `.forward`s; those of a user whose shell is
+//! not one of shells(5) are refused. Blocks: as the tables and the user database do.
 
 #![deny(clippy::indexing_slicing)]
 
-use std::io;
 use std::net::IpAddr;
 
+use super::expand::unopened;
+use super::shells;
 use super::table::first_of;
 use super::target::{Target, quote_local};
 use super::{Hop, RelayTo, Route, RouteError, Router, Taken, bracketed};
@@ -30,7 +31,9 @@ const UNFOLDINGS_MAX: usize = 10;
 /// 4.3.0, other mail system status: trouble of ours.
 const TROUBLE: Status = Status::new(4, 3, 0);
 /// 4.3.5, system incorrectly configured: what an operator has to change.
-const NOT_BUILT: Status = Status::new(4, 3, 5);
+const NO_ROOT: Status = Status::new(4, 3, 5);
+/// 5.7.1, delivery not authorized.
+const NOT_AUTHORIZED: Status = Status::new(5, 7, 1);
 /// 5.4.6, routing loop detected.
 pub(super) const LOOP: Status = Status::new(5, 4, 6);
 /// What log and reports say of a loop.
@@ -79,7 +82,7 @@ impl Router {
             };
             if let Some(kind) = direct {
                 return Ok(Route::Failed {
-                    status: Status::new(5, 7, 1),
+                    status: NOT_AUTHORIZED,
                     text: format!("Cannot mail directly to {kind}"),
                 });
             }
@@ -90,7 +93,10 @@ impl Router {
                 return Ok(route);
             }
         }
-        let route = self.end(&target)?;
+        if let (Some(_), Target::Include(path)) = (recipient.parent, &target) {
+            return self.expand_list(path, recipient, taken);
+        }
+        let route = self.end_for(&target, recipient.controlling_user.as_ref())?;
         let is_there = matches!(
             route,
             Route::Local { .. }
@@ -129,12 +135,48 @@ impl Router {
         }
     }
 
+    /// The route of a target that acts for a user, who has to have a shell to run programs and write files.
+    pub(super) fn end_for(
+        &self,
+        target: &Target,
+        user: Option<&ControllingUser>,
+    ) -> Result<Route, RouteError> {
+        let kind = match target {
+            Target::Program(_) => "programs",
+            Target::File(_) => "files",
+            _ => return self.end(target),
+        };
+        let is_users = |user: &&ControllingUser| {
+            user.uid != 0 && (user.uid != self.default_user.uid || self.users.act_as_one())
+        };
+        let Some(user) = user.filter(is_users) else {
+            return self.end(target);
+        };
+        let account = self
+            .users
+            .by_uid(user.uid)
+            .map_err(|error| RouteError::Lookup {
+                table: "users".to_owned(),
+                detail: error.to_string(),
+            })?;
+        let name = match &account {
+            Some(account) if shells::is_valid(&account.shell, &self.options.shells) => {
+                return self.end(target);
+            }
+            Some(account) => account.name.clone(),
+            None => user.uid.to_string(),
+        };
+        Ok(Route::Failed {
+            status: NOT_AUTHORIZED,
+            text: format!(
+                "User {name}@{} doesn't have a valid shell for mailing to {kind}",
+                self.host_name
+            ),
+        })
+    }
+
     /// The route of a target that is no alias.
     pub(super) fn end(&self, target: &Target) -> Result<Route, RouteError> {
-        let not_built = |what: &str| Route::Deferred {
-            status: NOT_BUILT,
-            text: format!("{what} is not built in: {}", target.to_text()),
-        };
         Ok(match target {
             Target::Address(address) => match self.place(address) {
                 Place::Here(local) => self.mailbox(&local, true)?,
@@ -145,7 +187,8 @@ impl Router {
                 command: command.clone(),
             },
             Target::File(path) => Route::File { path: path.clone() },
-            Target::Include(_) => not_built(":include:"),
+            // Only as the end of a walk that could not open it; asked by whoever lists ends.
+            Target::Include(path) => unopened(&format!("Cannot open {path}")),
             Target::Invalid(_) => Route::Failed {
                 status: Status::NO_USER,
                 text: UNKNOWN_TEXT.to_owned(),
@@ -252,14 +295,8 @@ impl Router {
     }
 
     /// The route to a mailbox of this host.
-    fn mailbox(&self, local: &str, may_forward: bool) -> Result<Route, RouteError> {
+    fn mailbox(&self, local: &str, may_be_alias: bool) -> Result<Route, RouteError> {
         if let Some((user, detail)) = self.find_user(local)? {
-            if may_forward && let Some(path) = forward_file(&user)? {
-                return Ok(Route::Deferred {
-                    status: NOT_BUILT,
-                    text: format!("forwarding is not built in: {path}"),
-                });
-            }
             return Ok(Route::Local {
                 user: user.name,
                 detail,
@@ -268,12 +305,12 @@ impl Router {
         let folded = local.to_lowercase();
         if folded == "root" {
             return Ok(Route::Deferred {
-                status: NOT_BUILT,
+                status: NO_ROOT,
                 text: "no user root to deliver postmaster's mail to".to_owned(),
             });
         }
         // The end of an expansion that names an alias is where a loop was broken; `\user` names no alias.
-        let is_loop = may_forward && self.alias_or_default(&folded)?.is_some();
+        let is_loop = may_be_alias && self.alias_or_default(&folded)?.is_some();
         let (status, text) = if is_loop {
             (LOOP, LOOP_TEXT)
         } else {
@@ -384,21 +421,4 @@ fn plussed(local: &str) -> Option<(&str, &str)> {
 fn local_key(local: &str) -> String {
     // Other keys have an `@`, or begin with what no local key begins with.
     format!("={}", local.to_lowercase())
-}
-
-/// The path of a user's `.forward`, if there is one. What may not be looked at counts as not there, as in Sendmail.
-fn forward_file(user: &User) -> Result<Option<String>, RouteError> {
-    let path = user.home.join(".forward");
-    match path.symlink_metadata() {
-        Ok(_) => Ok(Some(path.display().to_string())),
-        Err(error) => match error.kind() {
-            io::ErrorKind::NotFound
-            | io::ErrorKind::NotADirectory
-            | io::ErrorKind::PermissionDenied => Ok(None),
-            _ => Err(RouteError::Lookup {
-                table: path.display().to_string(),
-                detail: error.to_string(),
-            }),
-        },
-    }
 }

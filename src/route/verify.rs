@@ -7,6 +7,7 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::access::trouble;
+use super::expand::End;
 use super::resolve::{LOOP, Place, UNKNOWN_TEXT};
 use super::target::{Target, quote_local, split};
 use super::{Hop, Route, RouteError, Router, Taken, Verified};
@@ -56,7 +57,10 @@ impl Router {
             Place::Here(local) => local,
         };
         let wrap = |error: RouteError| self.lookup_trouble(&error);
-        let Some(ends) = self.ends_of(&local, &mut Taken::new()).map_err(wrap)? else {
+        let Some(ends) = self
+            .ends_of(&local, text, &mut Taken::new())
+            .map_err(wrap)?
+        else {
             return if self.find_user(&local).map_err(wrap)?.is_some() {
                 Ok(vec![format!(
                     "<{}@{}>",
@@ -68,10 +72,12 @@ impl Router {
             };
         };
         if ends.targets.is_empty() {
-            let text = ends.broken.unwrap_or_else(|| UNKNOWN_TEXT.to_owned());
-            return Err(Reply::new(554, LOOP, text));
+            let unknown = || (LOOP, UNKNOWN_TEXT.to_owned());
+            let (status, text) = ends.broken.unwrap_or_else(unknown);
+            return Err(Reply::new(554, status, text));
         }
-        Ok(ends.targets.iter().map(|end| self.end_shown(end)).collect())
+        let ends = ends.targets.iter();
+        Ok(ends.map(|end| self.end_shown(&end.target)).collect())
     }
 
     fn end_shown(&self, end: &Target) -> String {
@@ -116,17 +122,21 @@ impl Router {
         if let Target::Address(address) = &target
             && let Place::Here(local) = self.place(address)
         {
-            match self.ends_of(&local, taken) {
+            match self.ends_of(&local, text, taken) {
                 Ok(Some(ends)) => {
                     if is_verbose {
                         lines.extend(ends.steps);
                     }
-                    if let Some(broken) = ends.broken {
+                    if let Some((_, broken)) = ends.broken {
                         lines.push(broken);
                         *code = ExitCode::Usage;
                     }
                     for end in &ends.targets {
-                        self.verify_end(&end.to_text(), end, lines, code);
+                        if matches!(end.target, Target::Include(_)) {
+                            // Said already: it is what broke.
+                            continue;
+                        }
+                        self.verify_end(&shown(&end.target), end, lines, code);
                     }
                     return;
                 }
@@ -149,26 +159,34 @@ impl Router {
             return;
         }
         if taken.take(self.key(&target)) {
-            self.verify_end(text, &target, lines, code);
+            let end = End {
+                target,
+                controlling_user: None,
+                sender: None,
+                origin: None,
+            };
+            self.verify_end(text, &end, lines, code);
         }
     }
 
-    fn verify_end(
-        &self,
-        text: &str,
-        target: &Target,
-        lines: &mut Vec<String>,
-        code: &mut ExitCode,
-    ) {
+    fn verify_end(&self, text: &str, end: &End, lines: &mut Vec<String>, code: &mut ExitCode) {
+        let target = &end.target;
+        let origin = end
+            .origin
+            .as_ref()
+            .map_or(String::new(), |at| format!("{at}: "));
         let route = match target {
             // Where it would go is asked, not whether the sandbox lets it.
             Target::Address(address) => match self.place(address) {
                 Place::Elsewhere(address) => Ok(self.remote(&address)),
                 Place::Here(_) => self.end(target),
             },
-            _ => self.end(target),
+            _ => self.end_for(target, end.controlling_user.as_ref()),
         };
         let line = match route {
+            Ok(Route::Local { user, .. }) if matches!(target, Target::Mailbox(_)) => {
+                format!("{text}... deliverable: mailer local, user \\{user}")
+            }
             Ok(Route::Local { user, detail }) => {
                 let host = detail.filter(|d| !d.is_empty());
                 let host = host.map_or(String::new(), |detail| format!(" host {detail},"));
@@ -206,7 +224,7 @@ impl Router {
                 } else {
                     ExitCode::Usage
                 };
-                format!("{text}... {why}")
+                format!("{origin}{text}... {why}")
             }
             Ok(Route::Deferred { text: why, .. } | Route::Hold { reason: why }) => {
                 *code = ExitCode::TempFail;
@@ -248,6 +266,14 @@ impl Route {
             child.parent = Some(parent);
         }
         children
+    }
+}
+
+/// A target as Sendmail lists it: a command in quotes.
+fn shown(target: &Target) -> String {
+    match target {
+        Target::Program(command) => format!("\"|{command}\""),
+        other => other.to_text(),
     }
 }
 

@@ -175,7 +175,8 @@ fn get_user(from: &mut In<'_>) -> Result<ControllingUser, Malformed> {
 
 fn put_recipient(out: &mut Out, recipient: &Recipient) {
     out.string(&recipient.target);
-    out.u8(u8::from(recipient.has_brackets));
+    // 1 brackets, 2 a sender of its own, which then comes last.
+    out.u8(u8::from(recipient.has_brackets) | u8::from(recipient.sender.is_some()) << 1);
     out.option(recipient.parent, |out, parent| out.u32(parent.0));
     out.option(recipient.controlling_user.as_ref(), put_user);
     out.u8(match recipient.notify {
@@ -188,12 +189,20 @@ fn put_recipient(out: &mut Out, recipient: &Recipient) {
         } => 0x80 | u8::from(success) | u8::from(failure) << 1 | u8::from(delay) << 2,
     });
     out.option(recipient.original_recipient.as_deref(), Out::string);
+    if let Some(sender) = &recipient.sender {
+        out.string(sender);
+    }
 }
 
 fn get_recipient(from: &mut In<'_>) -> Result<Recipient, Malformed> {
+    let target = from.string()?;
+    let flags = from.u8()?;
+    if flags & !3 != 0 {
+        return Err(Malformed(from.what));
+    }
     Ok(Recipient {
-        target: from.string()?,
-        has_brackets: from.u8()? != 0,
+        target,
+        has_brackets: flags & 1 != 0,
         parent: from.option(In::u32)?.map(RecipientId),
         controlling_user: from.option(get_user)?,
         notify: match from.u8()? {
@@ -207,6 +216,10 @@ fn get_recipient(from: &mut In<'_>) -> Result<Recipient, Malformed> {
             _ => return Err(Malformed(from.what)),
         },
         original_recipient: from.option(In::string)?,
+        sender: match flags & 2 {
+            0 => None,
+            _ => Some(from.string()?),
+        },
     })
 }
 
@@ -534,6 +547,7 @@ pub(super) fn decode_outcome(payload: &[u8]) -> Result<OutcomeRecord, Malformed>
         reply: from.option(In::string)?,
         relay: from.string()?,
         mailer: from.string()?,
+        transcript: None,
         is_notify_passed_on: from.u8()? != 0,
     };
     from.end()?;

@@ -22,6 +22,7 @@ pub(crate) fn options(directory: &Path) -> DeliverOptions {
             directory: directory.to_owned(),
             lock_wait_max: Duration::from_millis(50),
         },
+        named: diligence::deliver::NamedOptions::default(),
         smtp: SmtpOptions {
             helo_name: "gold.example.test".to_owned(),
             port: 25,

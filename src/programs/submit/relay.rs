@@ -15,7 +15,7 @@ use crate::clock::SystemClock;
 use crate::config::{Config, HostPort, Remote};
 use crate::deliver::{
     Attempt, ContentOpener, DeliverOptions, DeliveryRecipient, Destination, MailboxOptions,
-    Mailers, NextHop, SmtpOptions, Verbose,
+    Mailers, NamedOptions, NextHop, SmtpOptions, Verbose,
 };
 use crate::dns::{ResolverOptions, SystemResolver};
 use crate::envelope::{Delivery, Envelope, MessageId, Outcome, RecipientId};
@@ -67,6 +67,7 @@ impl Relay {
                 directory: config.paths.mailbox_directory.clone(),
                 lock_wait_max: IDLE_MAX,
             },
+            named: NamedOptions::default(),
             smtp: smtp_options(config, host),
         };
         // The mailer of mailboxes is never used here.
