@@ -726,26 +726,19 @@ async fn a_damaged_alias_map_defers_and_refuses_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn targets_that_are_not_built_in_wait_with_a_reason() {
+async fn programs_of_aliases_act_for_the_default_user_and_are_attempted_after_the_expansion_is_recorded()
+ {
     let site = Site::new();
     let queue = site.start();
+    site.bag.answer("|/bin/cat", Answer::Defer);
     let id = site.accept("s@sender.test", &["pipe"]).await;
     settle(&queue).await;
     let stored = site.spool.message(id).unwrap();
     let (recipient, state) = &stored.recipients[1];
     assert_eq!(recipient.target, "|/bin/cat");
-    match state {
-        RecipientState::Pending {
-            last: Some(last), ..
-        } => {
-            assert!(
-                last.text.contains("delivery to programs is not built in"),
-                "{}",
-                last.text
-            );
-        }
-        other => panic!("{other:?}"),
-    }
+    assert_eq!(recipient.controlling_user.as_ref().unwrap().name, "<pipe>");
+    assert!(matches!(state, RecipientState::Pending { tries: 1, .. }));
+    assert_eq!(site.bag.tries("|/bin/cat"), 1);
     within(queue.shutdown()).await;
 }
 

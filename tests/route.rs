@@ -423,27 +423,6 @@ fn nobody_is_taken_twice_over_the_whole_message() {
 }
 
 #[test]
-fn what_is_not_built_in_waits_and_says_so() {
-    let site = Site::new();
-    fs::create_dir_all(site.path("home/bob")).unwrap();
-    fs::write(site.path("home/bob/.forward"), "alice\n").unwrap();
-    let router = Router::new(site.parts).unwrap();
-    for (target, named) in [(":include:/l", ":include:/l"), ("bob", "home/bob/.forward")] {
-        let mut child = Recipient::new(target);
-        child.parent = Some(RecipientId(0));
-        match router.resolve(&child, &mut Taken::new()) {
-            Route::Deferred { status, text } => {
-                assert_eq!(status.class, 4);
-                assert!(text.contains(named), "{text}");
-            }
-            other => panic!("{target}: {other:?}"),
-        }
-    }
-    // `\bob` asks for no forwarding.
-    assert_eq!(resolve(&router, "\\bob"), local("bob"));
-}
-
-#[test]
 fn trouble_with_a_lookup_defers_and_never_refuses() {
     let mut site = Site::new();
     site.parts.aliases = vec![Table::new("/etc/mail/aliases", |_| {

@@ -27,8 +27,12 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("users", &["L0"]),
     ("dns", &["L0"]),
     ("netmaps", &["L0", "dns"]),
-    ("route", &["L0", "config", "users"]),
-    ("deliver", &["L0", "config", "maillog", "users", "dns"]),
+    ("safe_file", &["L0"]),
+    ("route", &["L0", "config", "users", "safe_file"]),
+    (
+        "deliver",
+        &["L0", "config", "maillog", "users", "dns", "safe_file"],
+    ),
     (
         "queue",
         &["L0", "config", "maillog", "spool", "route", "deliver"],

@@ -400,7 +400,7 @@ pub static OPTIONS: &[OptionDef] = &[
         "shells_file",
         "/etc/shells",
         Access::Path(|c| &mut c.route.shells),
-        "Users with one of these shells may have programs run and files written; /SENDMAIL/ANY/SHELL/ in it stands for all.",
+        "Users with one of these shells may have programs run and files written, in a sandbox all; /SENDMAIL/ANY/SHELL/ in it stands for all.",
     )
     .sandbox("etc/shells"),
     OptionDef::new(

@@ -106,7 +106,10 @@ impl Router {
         let mut walk = Walk::new(self, taken, &recipient.shown());
         walk.controlling_user
             .clone_from(&recipient.controlling_user);
-        walk.include(path)?;
+        if let Err(error) = walk.include(path) {
+            taken.keys = walk.taken;
+            return Err(error);
+        }
         Ok(expanded(walk.end(taken), recipient))
     }
 
@@ -119,10 +122,17 @@ impl Router {
         taken: &mut Taken,
     ) -> Result<Option<Ends>, RouteError> {
         let mut walk = Walk::new(self, taken, shown);
-        if !walk.follow(local)? {
-            return Ok(None);
+        match walk.follow(local) {
+            Ok(true) => Ok(Some(walk.end(taken))),
+            Ok(false) => {
+                taken.keys = walk.taken;
+                Ok(None)
+            }
+            Err(error) => {
+                taken.keys = walk.taken;
+                Err(error)
+            }
         }
-        Ok(Some(walk.end(taken)))
     }
 }
 
@@ -182,7 +192,7 @@ impl<'r> Walk<'r> {
     fn new(router: &'r Router, taken: &mut Taken, shown: &str) -> Self {
         Self {
             router,
-            // Lent for the walk and given back by its end; if the walk fails the message is put off, and `taken` with it.
+            // Lent for the walk, and given back however it ends.
             taken: std::mem::take(&mut taken.keys),
             shown: shown.to_owned(),
             depth_max: usize::try_from(router.options.max_alias_recursion)

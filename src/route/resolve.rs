@@ -147,7 +147,8 @@ impl Router {
             _ => return self.end(target),
         };
         let is_users = |user: &&ControllingUser| {
-            user.uid != 0 && (user.uid != self.default_user.uid || self.users.act_as_one())
+            // Where everybody acts as one, ids tell nobody's shell.
+            user.uid != 0 && user.uid != self.default_user.uid && !self.users.act_as_one()
         };
         let Some(user) = user.filter(is_users) else {
             return self.end(target);
