@@ -376,7 +376,7 @@ pub struct Outcome {
     /// Name of the mailer, as the log shows it (`local`, `esmtp`, `relay`, `prog`, `*file*`).
     pub mailer: String,
     /// What a program said, for the report; bounded, and not kept over a restart.
-    pub transcript: Option<String>,
+    pub transcript: Option<Box<str>>,
     /// Whether the next host took `NOTIFY=` over, so that it reports success and not we (RFC 3461 5.2.2). Says nothing
     /// unless delivered; not kept over a restart.
     pub is_notify_passed_on: bool,

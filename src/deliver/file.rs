@@ -39,7 +39,7 @@ pub(crate) fn deliver(
         }
         Err(refusal) => {
             let mut outcome = Outcome::new(Delivery::Failed, Status::new(5, 0, 0), MAILER, REFUSED);
-            outcome.transcript = Some(format!("{}: {refusal}", path.display()));
+            outcome.transcript = Some(format!("{}: {refusal}", path.display()).into_boxed_str());
             return outcome;
         }
     };

@@ -152,7 +152,7 @@ impl Named {
                         login: acting.account.map(|account| account.name),
                         directories,
                         time_limit: self.options.time_limit,
-                        preamble: self.from_line(&attempt.envelope.reverse_path),
+                        preamble: self.unix_from_line(&attempt.envelope.reverse_path),
                         form: Form::PLAIN,
                     };
                     self.programs.run(&program, attempt).await
@@ -292,7 +292,7 @@ impl Named {
         };
         let mut preamble = String::new();
         if !mailer.has('n') {
-            preamble.push_str(&self.from_line(sender));
+            preamble.push_str(&self.unix_from_line(sender));
         }
         if mailer.has('P') {
             preamble.push_str(&return_path(sender, &self.host_name));
@@ -351,7 +351,7 @@ impl Named {
     }
 
     /// The line that F=n leaves out.
-    fn from_line(&self, sender: &ReversePath) -> String {
+    fn unix_from_line(&self, sender: &ReversePath) -> String {
         let both = mbox::file_preamble(sender, &self.host_name, self.clock.unix_ms());
         both.split_inclusive('\n')
             .next()

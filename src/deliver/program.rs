@@ -316,11 +316,11 @@ impl Output {
         count > 0
     }
 
-    fn text(&self) -> Option<String> {
+    fn text(&self) -> Option<Box<str>> {
         let mut text = String::from_utf8_lossy(&self.bytes).trim_end().to_owned();
         if self.is_cut {
             text.push_str("\n[more was said and is left out]");
         }
-        (!text.is_empty()).then_some(text)
+        (!text.is_empty()).then(|| text.into_boxed_str())
     }
 }
