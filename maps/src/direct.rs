@@ -10,8 +10,8 @@ use crate::bdb::BdbFile;
 use crate::cdb::CdbFile;
 use crate::fixed::load_fixed;
 use crate::lmdb_file::LmdbFile;
-use crate::load::{Emptiness, FILE_BYTES_MAX, open_locked};
-use crate::random_access::RandomAccess;
+use crate::load::{Emptiness, FILE_BYTES_MAX, open_with_head};
+use crate::random_access::{Headed, RandomAccess};
 use crate::redb_file::load_redb;
 use crate::{Map, MapError, MapKind, PairVisitor, Snapshot, Stamp};
 use std::borrow::Cow;
@@ -102,8 +102,8 @@ impl<S: RandomAccess> MapFile<S> {
 
 /// A map file opened for a few lookups; see the file's header.
 pub struct DirectMap {
-    opened: MapFile<Arc<File>>,
-    file: Arc<File>,
+    opened: MapFile<Arc<Headed>>,
+    file: Arc<Headed>,
     stamp: Stamp,
     path: PathBuf,
 }
@@ -113,8 +113,8 @@ pub struct DirectMap {
 /// # Errors
 /// [`MapError::Open`], [`MapError::Locked`], [`MapError::Damaged`], [`MapError::Unsupported`].
 pub fn open_direct(path: &Path, lock_wait: Duration) -> Result<DirectMap, MapError> {
-    let (file, stamp) = open_locked(path, lock_wait, Emptiness::BeingCreated)?;
-    let file = Arc::new(file);
+    let (file, stamp, head) = open_with_head(path, lock_wait, Emptiness::BeingCreated)?;
+    let file = Arc::new(Headed::new(file, stamp.size_bytes, head));
     Ok(DirectMap {
         opened: MapFile::open(Arc::clone(&file), MapKind::Text, path)?,
         file,

@@ -28,6 +28,8 @@ pub const FILE_BYTES_MAX: u64 = 8 << 30;
 /// How often a file that changes while it is read is read again.
 pub const ATTEMPTS_MAX: u32 = 16;
 
+/// The first bytes of a file that are read at once: a page of a usual map, which holds its header.
+const HEAD_LEN: usize = 4096;
 /// Bytes that tell a file whose users take record locks from others.
 const RECORD_HEAD_LEN: usize = 32;
 
@@ -176,24 +178,34 @@ pub(crate) fn open_locked(
     wait: Duration,
     empty: Emptiness,
 ) -> Result<(File, Stamp), MapError> {
+    open_with_head(path, wait, empty).map(|(file, stamp, _)| (file, stamp))
+}
+
+/// As [`open_locked`], with the file's first bytes, up to [`HEAD_LEN`]; none where text is read.
+///
+/// A file that was replaced between its opening and its lock is whole all the same, and what it says was true a moment
+/// ago; one that somebody was rebuilding is opened anew after the wait.
+pub(crate) fn open_with_head(
+    path: &Path,
+    wait: Duration,
+    empty: Emptiness,
+) -> Result<(File, Stamp, Vec<u8>), MapError> {
     let mut patience = Patience::new(wait);
     loop {
         let (file, _) = open_file(path)?;
         let failed = |error| MapError::open(path, &error);
+        let mut head = Vec::new();
         let is_locked = lock::try_flock(&file, Mode::Shared).map_err(failed)?
-            && (empty == Emptiness::Allowed
-                || !has_record_lock(&file).map_err(failed)?
-                || lock::try_record(&file, Mode::Shared).map_err(failed)?);
+            && (empty == Emptiness::Allowed || {
+                head = head_of(&file).map_err(failed)?;
+                !has_record_lock(&head) || lock::try_record(&file, Mode::Shared).map_err(failed)?
+            });
         let trouble = if is_locked {
             let stamp = Stamp::of(&file.metadata().map_err(failed)?);
-            // While we waited, the name may have been given to a newer file.
-            let named = Stamp::of_path(path).map_err(failed)?;
-            if (named.device, named.inode) != (stamp.device, stamp.inode) {
-                "the file is replaced again and again"
-            } else if stamp.size_bytes == 0 && empty == Emptiness::BeingCreated {
+            if stamp.size_bytes == 0 && empty == Emptiness::BeingCreated {
                 "the file is empty: somebody is creating it, or a build was broken off"
             } else {
-                return Ok((file, stamp));
+                return Ok((file, stamp, head));
             }
         } else {
             "another program is rebuilding the file"
@@ -206,12 +218,18 @@ pub(crate) fn open_locked(
     }
 }
 
-/// Whether the file is of a kind whose users lock it with fcntl as well.
-fn has_record_lock(file: &File) -> io::Result<bool> {
-    let mut head = [0; RECORD_HEAD_LEN];
+/// The first bytes of a file.
+fn head_of(file: &File) -> io::Result<Vec<u8>> {
+    let mut head = vec![0; HEAD_LEN];
     let len = file.read_at(&mut head, 0)?;
-    let head = head.get(..len).unwrap_or(&[]);
-    Ok(MapKind::of_content(head, len as u64).is_some_and(MapKind::has_record_lock))
+    head.truncate(len);
+    Ok(head)
+}
+
+/// Whether the file is of a kind whose users lock it with fcntl as well.
+fn has_record_lock(head: &[u8]) -> bool {
+    let head = head.get(..RECORD_HEAD_LEN).unwrap_or(head);
+    MapKind::of_content(head, head.len() as u64).is_some_and(MapKind::has_record_lock)
 }
 
 /// The bytes of a file in one consistent state, and the stamp of that state.

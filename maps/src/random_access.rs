@@ -47,7 +47,34 @@ impl RandomAccess for File {
     }
 }
 
-impl RandomAccess for std::sync::Arc<File> {
+/// A file whose length and first bytes are known: nobody changes it while its lock is held.
+pub(crate) struct Headed {
+    file: File,
+    len: u64,
+    head: Vec<u8>,
+}
+
+impl Headed {
+    pub(crate) fn new(file: File, len: u64, head: Vec<u8>) -> Self {
+        Self { file, len, head }
+    }
+}
+
+impl RandomAccess for Headed {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn bytes(&self, offset: u64, len: usize) -> io::Result<Cow<'_, [u8]>> {
+        let known = usize::try_from(offset).ok();
+        match known.and_then(|start| self.head.get(start..)?.get(..len)) {
+            Some(bytes) => Ok(Cow::Borrowed(bytes)),
+            None => self.file.bytes(offset, len),
+        }
+    }
+}
+
+impl RandomAccess for std::sync::Arc<Headed> {
     fn len(&self) -> io::Result<u64> {
         RandomAccess::len(&**self)
     }
