@@ -157,11 +157,21 @@ fn a_forward_that_is_not_safe_is_passed_over_and_logged_with_its_reason() {
     passed_over("Group writable file");
     site.write("home/dave/.forward", 0o646, "bob\n");
     passed_over("World writable file");
-    let target = site.write("home/dave/elsewhere", 0o644, "bob\n");
+    // A link counts as what it leads to, and so does the way there.
+    let target = site.write("home/dave/elsewhere", 0o664, "bob\n");
     symlink(&target, &path).unwrap();
-    passed_over("Symbolic links not allowed");
-    fs::hard_link(&target, &path).unwrap();
-    passed_over("Hard links not allowed");
+    passed_over("Group writable file");
+    fs::create_dir(site.path("home/dave/open")).unwrap();
+    site.write("home/dave/open/forward", 0o644, "bob\n");
+    fs::set_permissions(
+        site.path("home/dave/open"),
+        fs::Permissions::from_mode(0o777),
+    )
+    .unwrap();
+    symlink("open/forward", &path).unwrap();
+    passed_over("World writable directory");
+    symlink(".forward", &path).unwrap();
+    passed_over("Too many levels of symbolic links");
     fs::create_dir(&path).unwrap();
     passed_over("Regular files only");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o644)).unwrap();

@@ -14,7 +14,7 @@ use super::{ContentOpener, MailboxOptions};
 use crate::address::ReversePath;
 use crate::clock::Clock;
 use crate::envelope::{Delivery, Outcome};
-use crate::safe_file::{self, Who};
+use crate::safe_file::{self, Lenience, Who};
 use crate::status::{Status, Verdict};
 
 /// The mailer's name in the log.
@@ -32,7 +32,7 @@ pub(crate) fn deliver(
     options: &MailboxOptions,
     clock: &dyn Clock,
 ) -> Outcome {
-    let (file, is_new) = match safe_file::open_append(path, who) {
+    let (file, is_new) = match safe_file::open_append(path, who, &Lenience::default()) {
         Ok(opened) => opened,
         Err(refusal) if refusal.verdict() == Verdict::Temporary => {
             return deferred(&format!("{}: {refusal}", path.display()));

@@ -21,7 +21,7 @@ use super::target::{Target, quote_local, split};
 use super::{Route, RouteError, Router};
 use crate::address::Address;
 use crate::envelope::{ControllingUser, Recipient, RecipientState};
-use crate::safe_file::{self, Purpose, Refusal, Who};
+use crate::safe_file::{self, Lenience, Purpose, ReadRequest, Refusal, Who};
 use crate::status::{Status, Verdict};
 use crate::users::User;
 
@@ -475,7 +475,13 @@ impl Router {
     /// The lines of a list.
     fn read_list(&self, path: &str, who: Option<Who>) -> Result<Found, Refusal> {
         let path = Path::new(path);
-        let text = safe_file::read(path, Purpose::Include, who, self.options.sandbox.as_deref())?;
+        let text = safe_file::read(&ReadRequest {
+            path,
+            purpose: Purpose::Include,
+            who,
+            lenience: Lenience::default(),
+            trusted: self.options.sandbox.as_deref(),
+        })?;
         Ok(Found::new(path, text))
     }
 

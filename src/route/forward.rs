@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{RouteError, Router};
-use crate::safe_file::{self, Purpose, Text, Who};
+use crate::safe_file::{self, Lenience, Purpose, ReadRequest, Text, Who};
 use crate::status::Verdict;
 use crate::users::User;
 
@@ -80,7 +80,13 @@ impl Router {
                 continue;
             };
             let trusted = self.options.sandbox.as_deref();
-            let refusal = match safe_file::read(&path, Purpose::Forward, Some(who), trusted) {
+            let refusal = match safe_file::read(&ReadRequest {
+                path: &path,
+                purpose: Purpose::Forward,
+                who: Some(who),
+                lenience: Lenience::default(),
+                trusted,
+            }) {
                 Ok(text) => {
                     let found = Found::new(&path, text);
                     // An empty one says nothing, and the mailbox gets it.
@@ -146,6 +152,7 @@ mod tests {
         let text = Text {
             bytes: b"# c\n\nbob\r\n  carol  # y\n".to_vec(),
             owner: Who { uid: 1, gid: 1 },
+            is_writable_by_others: false,
         };
         let found = Found::new(Path::new("/f"), text);
         let lines: Vec<_> = found
