@@ -5,6 +5,7 @@
 //! first for others; never with root's unless the user is root. Blocks: looks up users on the blocking pool.
 //! Source: op.me 5.4, transcript 62 parts 6 and 7.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,8 @@ pub struct NamedOptions {
     pub default_user: Who,
     /// The users of this host.
     pub users: Arc<Users>,
+    /// Variables that programs get besides AGENT and TZ.
+    pub environment: Vec<(String, OsString)>,
 }
 
 impl Default for NamedOptions {
@@ -49,6 +52,7 @@ impl Default for NamedOptions {
             local: None,
             default_user: Who { uid: 1, gid: 1 },
             users: Arc::new(Users::of_system()),
+            environment: Vec::new(),
         }
     }
 }
@@ -154,6 +158,7 @@ impl Named {
                         time_limit: self.options.time_limit,
                         preamble: self.unix_from_line(&attempt.envelope.reverse_path),
                         form: Form::PLAIN,
+                        environment: self.options.environment.clone(),
                     };
                     self.programs.run(&program, attempt).await
                 }
@@ -341,6 +346,7 @@ impl Named {
                 .map(|directory| PathBuf::from(macros.expand(directory)))
                 .collect(),
             time_limit: mailer.time_limit,
+            environment: self.options.environment.clone(),
             preamble,
             form: Form {
                 is_from_quoted: mailer.has('E'),

@@ -8,6 +8,7 @@
 //! Limits: [`OUTPUT_BYTES_MAX`], [`PROGRAMS_MAX`], the time limit given. Blocks: never; files and pipes on the blocking pool.
 //! Source: op.me 5.4, sysexits(3), transcript 62 for texts.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
@@ -52,6 +53,8 @@ pub(crate) struct Program {
     /// What comes before the content.
     pub(crate) preamble: String,
     pub(crate) form: Form,
+    /// Variables besides AGENT and TZ.
+    pub(crate) environment: Vec<(String, OsString)>,
 }
 
 /// Runs programs.
@@ -162,6 +165,7 @@ impl Program {
             .args(arguments)
             .env_clear()
             .env("AGENT", "sendmail")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .current_dir(self.directory());

@@ -14,6 +14,7 @@ use crate::address::{Address, Domain};
 use crate::clock::{Clock, SystemClock};
 use crate::config::endpoint::SMTP_PORT;
 use crate::config::host::HostName;
+use crate::config::sandbox::SANDBOX_VARIABLE;
 use crate::config::{Config, Remote};
 use crate::deliver::{
     DeliverOptions, MailboxOptions, MailboxOwner, Mailers, NamedOptions, OwnerLookup, SmtpOptions,
@@ -186,6 +187,12 @@ pub fn mailers(
             local: config.deliver.local_mailer.clone(),
             default_user: router.default_user(),
             users: Arc::clone(&system.users),
+            // What a program of a sandbox sends is to stay in it.
+            environment: config
+                .sandbox
+                .iter()
+                .map(|dir| (SANDBOX_VARIABLE.to_owned(), dir.clone().into()))
+                .collect(),
         },
         smtp: SmtpOptions {
             helo_name: config
