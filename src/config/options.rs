@@ -979,7 +979,7 @@ pub static OPTIONS: &[OptionDef] = &[
             },
             show: |c| format!("{:04o}", c.spool.queue_file_mode),
         },
-        "Permission bits of the spool's files.",
+        "Permission bits of the files made in the spool, whatever the umask; drop files have their own.",
     )
     .named("QueueFileMode")
     .msp("0660")

@@ -103,7 +103,9 @@ impl OpenSpool {
             what: directory.display().to_string(),
             source,
         };
-        let storage = OsStorage::open(directory).map_err(io_error)?;
+        let storage = OsStorage::open(directory)
+            .map_err(io_error)?
+            .with_file_mode(settings.queue_file_mode);
         let options = SpoolOptions {
             segment_bytes: settings.segment_size.as_bytes(),
             free_bytes_min: u64::from(settings.min_free_blocks).saturating_mul(BLOCK_BYTES),

@@ -862,7 +862,8 @@ impl Inner {
     }
 
     /// Holds a message whose bytes are damaged or can't be read, and says so once; it is not tried again and again,
-    /// and does not expire, before the operator has looked (SPOOL 6). Released like any other.
+    /// and does not expire, before the operator has looked (SPOOL 6). Released like any other. The hold is journaled,
+    /// so that a restart does not begin anew with it; nobody waits for that.
     fn hold_unreadable(&self, id: MessageId, error: &SpoolError) {
         if !error.is_damage() {
             return;
@@ -875,6 +876,11 @@ impl Inner {
             index.hold_damaged(id);
         }
         self.remark(format!("{id} is held: {error}"));
+        let by = record::encode_hold(true, "spool");
+        drop(self.submit_commit(Commit {
+            urgency: Urgency::Lazy,
+            ..Commit::internal(vec![FrameIn::new(Kind::Hold, id, by)])
+        }));
     }
 
     fn check_lease(&self, lease: &Lease) -> Result<(), SpoolError> {

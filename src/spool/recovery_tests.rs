@@ -316,13 +316,14 @@ fn a_bad_checkpoint_is_reported_and_the_other_one_serves() {
 #[test]
 fn content_that_turns_bad_later_holds_its_message_once_it_is_read() {
     for is_flipped in [true, false] {
-        let (storage, [first, second, third]) = three();
-        let bad = BadSectors::new(&storage);
+        let (disk, [first, second, third]) = three();
+        let storage = &disk;
+        let bad = BadSectors::new(storage);
         let (spool, mut writer, report) = start(&bad);
         assert!(!report.is_damaged, "{report:?}");
-        let at = find(&storage, SEGMENT, b"second content");
+        let at = find(storage, SEGMENT, b"second content");
         if is_flipped {
-            flip(&storage, SEGMENT, at);
+            flip(storage, SEGMENT, at);
         } else {
             bad.spoil(SEGMENT, at, at + 1);
         }
@@ -353,6 +354,11 @@ fn content_that_turns_bad_later_holds_its_message_once_it_is_read() {
         );
         assert!(spool.take_remarks().is_empty(), "told once");
         works_on(&spool, &mut writer, &[first, third]);
+        // The hold has become durable meanwhile: it outlives a crash, also where the disk reads well again by then.
+        let after = disk.crash(&mut |_, _| false, 0);
+        let (restarted, _writer, _) = open(&after);
+        assert!(restarted.message(second).unwrap().is_held);
+        assert!(restarted.lease_message(second, HELD_FOR).is_none());
         // The operator may release it; then it is tried, and held again if it is still bad.
         let ticket = spool.hold(second, false, "root").unwrap();
         writer.step();

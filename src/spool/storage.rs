@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Read};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,12 +18,14 @@ use super::file_system::{self, Footing, MOUNTINFO_BYTES_MAX};
 const ZERO_PIECE_BYTES: usize = 1 << 20;
 /// Most bytes of /proc/locks that are read.
 const LOCKS_BYTES_MAX: u64 = 16 << 20;
+/// Permission bits of the files made, unless [`OsStorage::with_file_mode`] says others.
+const FILE_MODE: u32 = 0o600;
 /// Most slices in one vectored write (IOV_MAX on Linux).
 const SLICES_MAX: usize = 1024;
 
 /// A folder of files, as the spool sees it. Names have no `/`.
 pub trait Storage: Send + Sync {
-    /// Makes a new file, readable and writable by its owner alone; fails if the name exists.
+    /// Makes a new file; fails if the name exists.
     ///
     /// # Errors
     /// The system's.
@@ -150,6 +152,7 @@ pub struct OsStorage {
     folder: PathBuf,
     handle: File,
     lock: std::sync::Mutex<Option<File>>,
+    file_mode: u32,
 }
 
 impl OsStorage {
@@ -166,7 +169,16 @@ impl OsStorage {
             folder: folder.to_owned(),
             handle,
             lock: std::sync::Mutex::new(None),
+            file_mode: FILE_MODE,
         })
+    }
+
+    /// Gives the files that are made from now on these permission bits, whatever the umask; those that are there keep
+    /// theirs. Without it only their owner reads and writes them.
+    #[must_use]
+    pub fn with_file_mode(mut self, mode: u32) -> Self {
+        self.file_mode = mode;
+        self
     }
 
     /// The process that holds the spool's lock; `None` also where /proc/locks does not tell. Takes no lock itself, so
@@ -228,20 +240,27 @@ impl OsStorage {
         let file = options.open(self.folder.join(name))?;
         Ok(Arc::new(OsFile { file }))
     }
+
+    /// Makes a file with the permission bits asked for; the umask has taken none of them away.
+    fn make(&self, options: &mut OpenOptions, name: &str) -> io::Result<File> {
+        let file = options
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(FILE_MODE & self.file_mode)
+            .open(self.folder.join(name))?;
+        if self.file_mode != FILE_MODE {
+            file.set_permissions(std::fs::Permissions::from_mode(self.file_mode))?;
+        }
+        Ok(file)
+    }
 }
 
 impl Storage for OsStorage {
     fn create(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
         let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0);
-        self.open_with(
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .custom_flags(no_follow),
-            name,
-        )
+        let file = self.make(OpenOptions::new().custom_flags(no_follow), name)?;
+        Ok(Arc::new(OsFile { file }))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
@@ -276,13 +295,13 @@ impl Storage for OsStorage {
     }
 
     fn lock(&self) -> io::Result<bool> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(self.folder.join("lock"))?;
+        let file = match self.make(&mut OpenOptions::new(), "lock") {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(self.folder.join("lock"))?,
+            made => made?,
+        };
         self.lock_file(file)
     }
 
@@ -376,5 +395,34 @@ impl StorageFile for OsFile {
 
     fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode_of(folder: &Path, name: &str) -> u32 {
+        let meta = std::fs::metadata(folder.join(name)).unwrap();
+        meta.permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn files_have_the_mode_that_is_asked_for_whatever_the_umask() {
+        for mode in [0o600, 0o640, 0o660] {
+            let folder = tempfile::tempdir().unwrap();
+            let storage = OsStorage::open(folder.path()).unwrap();
+            let storage = storage.with_file_mode(mode);
+            assert!(storage.lock().unwrap());
+            storage.create("spare-0000000000000001").unwrap();
+            assert_eq!(mode_of(folder.path(), "lock"), mode);
+            assert_eq!(mode_of(folder.path(), "spare-0000000000000001"), mode);
+            // What is there keeps its own, and is still locked and used.
+            drop(storage);
+            let storage = OsStorage::open(folder.path()).unwrap();
+            assert!(storage.lock().unwrap());
+            assert_eq!(mode_of(folder.path(), "lock"), mode);
+            assert!(storage.create("spare-0000000000000001").is_err());
+        }
     }
 }
