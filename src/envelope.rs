@@ -375,11 +375,20 @@ pub struct Outcome {
     pub relay: String,
     /// Name of the mailer, as the log shows it (`local`, `esmtp`, `relay`, `prog`, `*file*`).
     pub mailer: String,
-    /// What a program said, for the report; bounded, and not kept over a restart.
-    pub transcript: Option<Box<str>>,
+    /// How the program that was to deliver ended, for log and report; not kept over a restart.
+    pub program: Option<Box<ProgramEnd>>,
     /// Whether the next host took `NOTIFY=` over, so that it reports success and not we (RFC 3461 5.2.2). Says nothing
     /// unless delivered; not kept over a restart.
     pub is_notify_passed_on: bool,
+}
+
+/// How a program that was to deliver ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramEnd {
+    /// Its exit code, in the meaning of sysexits(3); also of what is delivered without a program, such as files.
+    pub exit_code: i32,
+    /// What it wrote on standard output and error, by lines, as far as it was kept.
+    pub output: Vec<String>,
 }
 
 /// How an attempt ended for a recipient.
@@ -404,7 +413,7 @@ impl Outcome {
             reply: None,
             relay: String::new(),
             mailer: mailer.to_owned(),
-            transcript: None,
+            program: None,
             is_notify_passed_on: false,
         }
     }

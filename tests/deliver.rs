@@ -1,4 +1,4 @@
-//! Delivery as its callers see it: reports, mailboxes, and SMTP against servers that misbehave. Loopback only.
+//! Delivery as its callers see it: reports, mailboxes, programs, files, and SMTP against servers that misbehave. Loopback only.
 #![expect(clippy::unwrap_used, reason = "a test ends with its first surprise")]
 
 #[path = "deliver/dns.rs"]
@@ -7,6 +7,8 @@ mod dns;
 mod dsn;
 #[path = "deliver/mailbox.rs"]
 mod mailbox;
+#[path = "deliver/program.rs"]
+mod program;
 #[path = "deliver/server.rs"]
 mod server;
 #[path = "deliver/setup.rs"]

@@ -9,27 +9,227 @@ use std::time::Duration;
 
 use super::duration::{TimeUnit, parse_time};
 
-/// Flags that change what is done, or say what is done anyway.
-const FLAGS: &str = "0235789:/@ACDEFLMPSXabcdefhijklmnopqrsuwxz|";
+/// The flags that are honoured, with what each does.
+pub const FLAGS: &[(char, &str)] = &[
+    ('0', "no MX records are looked up for the host"),
+    (
+        '5',
+        "rule set 5 of unknown local names: the router's answer for this mailer's users stands",
+    ),
+    ('7', "the eighth bit of every byte is cleared"),
+    (
+        '8',
+        "bodies of eight bits go as they are, which they always do",
+    ),
+    ('9', "no body is converted, which none ever is"),
+    ('/', "addresses may be files, which the router decides"),
+    (
+        ':',
+        "addresses may be :include: files, which the router decides",
+    ),
+    (
+        '@',
+        "addresses are looked up in the user database, which the router decides",
+    ),
+    (
+        'A',
+        "addresses are looked up in the aliases, which the router decides",
+    ),
+    ('D', "the header has Date, which every accepted message has"),
+    (
+        'E',
+        "lines of the body that begin with From are quoted as >From",
+    ),
+    ('F', "the header has From, which every accepted message has"),
+    (
+        'M',
+        "the header has Message-Id, which every accepted message has",
+    ),
+    ('P', "the header begins with Return-Path"),
+    (
+        'S',
+        "the program is not run as the sender: it runs as U= says, or as the recipient",
+    ),
+    ('X', "lines that begin with a dot get another one"),
+    ('b', "an empty line ends the message"),
+    (
+        'e',
+        "an expensive mailer: the same as others, as HoldExpensive is not supported",
+    ),
+    ('f', "the program gets -f with the sender"),
+    ('h', "upper case in the host is kept"),
+    ('l', "the mailer is local: delivery is final"),
+    ('m', "one run serves several recipients"),
+    ('n', "no From line begins the message"),
+    ('o', "the program runs as the recipient's user"),
+    (
+        'q',
+        "VRFY answers 250 for its users, which the router decides",
+    ),
+    ('r', "the program gets -r with the sender"),
+    ('s', "quotation marks are taken off the user"),
+    ('u', "upper case in the user is kept"),
+    ('w', "the user must have an account"),
+    ('z', "the mailer speaks LMTP"),
+    ('|', "addresses may be programs, which the router decides"),
+];
+
 /// How long a program may take, unless W= says otherwise.
 pub const TIME_LIMIT: Duration = Duration::from_secs(3600);
+/// The longest W=: less than an attempt may take altogether.
+pub const TIME_LIMIT_MAX: Duration = Duration::from_secs(3 * 3600);
+/// Where smrsh finds the programs that it may run, unless it is told.
+pub const SMRSH_DIRECTORY: &str = "/usr/lib/sm.bin";
+/// The most words of A=.
+pub const ARGUMENTS_MAX: usize = 64;
+
+/// What stands for a value in arguments and directories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Macro {
+    /// `$u`: the recipient.
+    User,
+    /// `$h`: the host, or what stood after `+` in a local address.
+    Host,
+    /// `$f`, `$g`: the sender.
+    Sender,
+    /// `$z`: the recipient's home.
+    Home,
+    /// `$j`, `$w`: this host's full name.
+    HostName,
+    /// `$m`: this host's domain.
+    Domain,
+    /// `$i`: the queue id.
+    QueueId,
+    /// `$r`: the protocol the message came by.
+    Protocol,
+    /// `$s`: the name the client gave, and `${client_name}`.
+    ClientName,
+    /// `${client_addr}`.
+    ClientAddress,
+    /// `${msg_size}`: bytes.
+    MessageSize,
+    /// `${nrcpts}`: recipients of the message.
+    RecipientCount,
+    /// `$v`: the version.
+    Version,
+}
+
+impl Macro {
+    fn by_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "u" => Self::User,
+            "h" => Self::Host,
+            "f" | "g" | "mail_addr" => Self::Sender,
+            "z" => Self::Home,
+            "j" | "w" => Self::HostName,
+            "m" => Self::Domain,
+            "i" => Self::QueueId,
+            "r" => Self::Protocol,
+            "s" | "client_name" => Self::ClientName,
+            "client_addr" => Self::ClientAddress,
+            "msg_size" => Self::MessageSize,
+            "nrcpts" => Self::RecipientCount,
+            "v" => Self::Version,
+            _ => return None,
+        })
+    }
+}
+
+/// A text with macros in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Template(Vec<Part>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(String),
+    Value(Macro),
+}
+
+impl Template {
+    /// Reads `$u`, `${client_addr}` and `$$`.
+    ///
+    /// # Errors
+    /// A macro that is not known, by its name.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut plain = String::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('$') {
+            plain.push_str(before);
+            let mut letters = after.chars();
+            let (name, tail) = match letters.next() {
+                Some('$') => {
+                    plain.push('$');
+                    rest = letters.as_str();
+                    continue;
+                }
+                Some('{') => letters
+                    .as_str()
+                    .split_once('}')
+                    .ok_or_else(|| format!("`${{' without `}}' in `{text}'"))?,
+                Some(letter) => after.split_at(letter.len_utf8()),
+                None => return Err(format!("`$' ends `{text}'")),
+            };
+            let value =
+                Macro::by_name(name).ok_or_else(|| format!("macro `{name}' is not known"))?;
+            if !plain.is_empty() {
+                parts.push(Part::Text(std::mem::take(&mut plain)));
+            }
+            parts.push(Part::Value(value));
+            rest = tail;
+        }
+        plain.push_str(rest);
+        if !plain.is_empty() {
+            parts.push(Part::Text(plain));
+        }
+        Ok(Self(parts))
+    }
+
+    /// The text, with what `value` says for each macro.
+    #[must_use]
+    pub fn expand(&self, value: impl Fn(Macro) -> String) -> String {
+        self.0
+            .iter()
+            .map(|part| match part {
+                Part::Text(text) => text.clone(),
+                Part::Value(of) => value(*of),
+            })
+            .collect()
+    }
+
+    /// Whether a macro stands in it.
+    #[must_use]
+    pub fn has(&self, wanted: Macro) -> bool {
+        self.0.contains(&Part::Value(wanted))
+    }
+}
 
 /// What a mailer speaks to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Transport {
-    /// P= is a program: it gets the message on its standard input.
+    /// P= is a program: it gets the message on its standard input, or speaks LMTP there with `F=z`.
     Program(String),
     /// `P=[IPC]` with `F=z`: an LMTP server on a Unix socket, `A=FILE PATH`.
     LmtpUnix(String),
     /// `P=[IPC]` with `F=z`: an LMTP server, `A=TCP HOST PORT`.
     LmtpTcp {
         /// A name or an address, or `$h`.
-        host: String,
+        host: Template,
         /// Its port.
         port: u16,
     },
     /// `P=[MAILDIR]`: a Maildir, `A=MAILDIR PATH`, with the macros of arguments.
-    Maildir(String),
+    Maildir(Template),
+}
+
+/// What ends a line of what a mailer gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LineEnd {
+    /// `\n`
+    #[default]
+    Lf,
+    /// `\r\n`
+    CrLf,
 }
 
 /// A mailer.
@@ -42,9 +242,11 @@ pub struct MailerDefinition {
     /// F=.
     pub flags: BTreeSet<char>,
     /// A=, without what a [`Transport`] took of it.
-    pub arguments: Vec<String>,
+    pub arguments: Vec<Template>,
     /// D=: working directories, the first that can be entered is; macros as in arguments.
-    pub directories: Vec<String>,
+    pub directories: Vec<Template>,
+    /// E=: what ends a line.
+    pub line_end: LineEnd,
     /// U=: `USER[:GROUP]` it runs as.
     pub user: Option<String>,
     /// M=: the longest message in bytes.
@@ -84,6 +286,7 @@ impl MailerDefinition {
             flags: BTreeSet::new(),
             arguments: Vec::new(),
             directories: Vec::new(),
+            line_end: LineEnd::Lf,
             user: None,
             message_bytes_max: None,
             time_limit: TIME_LIMIT,
@@ -122,7 +325,8 @@ impl MailerDefinition {
                 *arguments = Some(value.split_ascii_whitespace().map(str::to_owned).collect());
             }
             "F" | "Flags" => {
-                if let Some(unknown) = value.chars().find(|c| !FLAGS.contains(*c)) {
+                let is_known = |c: char| FLAGS.iter().any(|(flag, _)| *flag == c);
+                if let Some(unknown) = value.chars().find(|c| !is_known(*c)) {
                     return Err(format!(
                         "mailer {name}: unknown flag `{unknown}' in F={value}"
                     ));
@@ -130,7 +334,11 @@ impl MailerDefinition {
                 self.flags = value.chars().collect();
             }
             "D" | "Directory" => {
-                self.directories = value.split(':').map(|d| d.trim().to_owned()).collect();
+                self.directories = value
+                    .split(':')
+                    .map(|directory| Template::parse(directory.trim()))
+                    .collect::<Result<_, _>>()
+                    .map_err(|why| format!("mailer {name}: D={value}: {why}"))?;
             }
             "U" | "Userid" => self.user = Some(value.to_owned()),
             "M" | "Maxsize" => {
@@ -145,6 +353,9 @@ impl MailerDefinition {
                 if self.time_limit.is_zero() {
                     return Err(format!("mailer {name}: W=0 leaves no time"));
                 }
+                if self.time_limit > TIME_LIMIT_MAX {
+                    return Err(format!("mailer {name}: W={value} is more than 3h"));
+                }
             }
             "T" | "Type" => {
                 if value.split('/').count() != 3 {
@@ -154,9 +365,14 @@ impl MailerDefinition {
                 }
             }
             "E" | "Eol" => {
-                if value != "\\n" {
-                    return Err(format!("mailer {name}: E={value}: lines end in \\n here"));
-                }
+                self.line_end = match value {
+                    "\\n" => LineEnd::Lf,
+                    "\\r\\n" => LineEnd::CrLf,
+                    _ => {
+                        let what = "is neither \\n nor \\r\\n (with the backslashes)";
+                        return Err(format!("mailer {name}: E={value} {what}"));
+                    }
+                };
             }
             other => {
                 return Err(format!("mailer {name}: {other}= is not honoured"));
@@ -168,6 +384,12 @@ impl MailerDefinition {
     fn set_transport(&mut self, program: &str, arguments: Vec<String>) -> Result<(), String> {
         let name = &self.name;
         let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        if words.len() > ARGUMENTS_MAX {
+            return Err(format!(
+                "mailer {name}: more than {ARGUMENTS_MAX} arguments"
+            ));
+        }
+        let of_arguments = |why: String| format!("mailer {name}: A=: {why}");
         self.transport = match (program, words.as_slice()) {
             ("[IPC]", _) if !self.has('z') => {
                 return Err(format!(
@@ -178,7 +400,7 @@ impl MailerDefinition {
                 Transport::LmtpUnix((*path).to_owned())
             }
             ("[IPC]", ["TCP", host, port]) => Transport::LmtpTcp {
-                host: (*host).to_owned(),
+                host: Template::parse(host).map_err(of_arguments)?,
                 port: port
                     .parse()
                     .map_err(|_| format!("mailer {name}: `{port}' is not a port"))?,
@@ -189,12 +411,16 @@ impl MailerDefinition {
                 ));
             }
             ("[MAILDIR]", ["MAILDIR", path]) if path.starts_with(['/', '$']) => {
-                Transport::Maildir((*path).to_owned())
+                Transport::Maildir(Template::parse(path).map_err(of_arguments)?)
             }
             ("[MAILDIR]", _) => return Err(format!("mailer {name}: A= is not MAILDIR PATH")),
             (path, [_, ..]) if path.starts_with('/') => {
                 let transport = Transport::Program(path.to_owned());
-                self.arguments = arguments;
+                self.arguments = words
+                    .iter()
+                    .map(|word| Template::parse(word))
+                    .collect::<Result<_, _>>()
+                    .map_err(of_arguments)?;
                 transport
             }
             (path, _) if path.starts_with('/') => {
@@ -225,7 +451,12 @@ mod tests {
             mailer.transport,
             Transport::Program("/usr/bin/procmail".into())
         );
-        assert_eq!(mailer.arguments, ["procmail", "-a", "$h", "-d", "$u,x"]);
+        let words: Vec<String> = mailer
+            .arguments
+            .iter()
+            .map(|word| word.expand(|of| format!("[{of:?}]")))
+            .collect();
+        assert_eq!(words, ["procmail", "-a", "[Host]", "-d", "[User],x"]);
         assert!(mailer.has('n') && mailer.has('|') && !mailer.has('E'));
         assert_eq!(mailer.time_limit, Duration::from_secs(300));
         assert_eq!(mailer.message_bytes_max, Some(1000));
@@ -233,7 +464,10 @@ mod tests {
         let lmtp = MailerDefinition::parse("dovecot, P=[IPC], F=lsDFMz, A=FILE /run/lmtp").unwrap();
         assert_eq!(lmtp.transport, Transport::LmtpUnix("/run/lmtp".into()));
         let dir = MailerDefinition::parse("md, P=[MAILDIR], A=MAILDIR $z/Maildir").unwrap();
-        assert_eq!(dir.transport, Transport::Maildir("$z/Maildir".into()));
+        assert_eq!(
+            dir.transport,
+            Transport::Maildir(Template::parse("$z/Maildir").unwrap())
+        );
     }
 
     #[test]
@@ -249,6 +483,14 @@ mod tests {
             ("x, P=[IPC], A=TCP $h", "needs F=z"),
             ("x, P=[IPC], F=z, A=TCP h smtp", "`smtp' is not a port"),
             ("x, P=/x, W=0, A=x", "leaves no time"),
+            ("x, P=/x, W=4h, A=x", "more than 3h"),
+            ("x, P=/x, A=x $q", "macro `q' is not known"),
+            ("x, P=/x, A=x ${what}", "macro `what' is not known"),
+            ("x, P=/x, A=x ${u", "without `}'"),
+            ("x, P=/x, A=x $", "`$' ends"),
+            ("x, P=/x, D=$y, A=x", "D=$y: macro `y'"),
+            ("x, P=/x, E=\\t, A=x", "E=\\t is neither"),
+            ("x, P=/x, F=c, A=x", "unknown flag `c'"),
         ] {
             let error = MailerDefinition::parse(text).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

@@ -713,13 +713,20 @@ pub static OPTIONS: &[OptionDef] = &[
         "What gets the commands of aliases and .forwards (mailer prog), as -c COMMAND: a shell, or smrsh(8).",
     ),
     OptionDef::new(
+        "smrsh_directory",
+        "/usr/lib/sm.bin",
+        Access::Path(|c| &mut c.deliver.smrsh_directory),
+        "Where smrsh(8), if it is local_shell, finds the programs that it may run.",
+    )
+    .sandbox("etc/mail/smrsh"),
+    OptionDef::new(
         "program_time_limit",
         "1h",
         Access::Time {
             field: |c| &mut c.deliver.program_time_limit,
             unit: TimeUnit::Minutes,
             min: SECOND,
-            max: DAY,
+            max: super::mailer::TIME_LIMIT_MAX,
         },
         "How long a command of an alias or a .forward may take before it is killed and tried again later.",
     ),

@@ -184,6 +184,8 @@ pub struct DeliverOptions {
     pub helo_name: Option<String>,
     /// What a command in an alias or a `.forward` is given to, as `-c COMMAND`: a shell, or smrsh.
     pub local_shell: PathBuf,
+    /// Where smrsh finds the programs that it may run.
+    pub smrsh_directory: PathBuf,
     /// The mailer that delivers to users of this host; `None`: the mailboxes of this program itself.
     pub local_mailer: Option<String>,
     /// Mailers by their names.

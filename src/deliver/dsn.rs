@@ -325,7 +325,11 @@ fn list_recipient(out: &mut String, recipient: &ReportedRecipient) {
         Fate::Expanded => line(out, &format!("{shown}  (expanded by mailing list)")),
         Fate::Failed | Fate::Expired(_) | Fate::Delayed => {
             line(out, &shown);
-            if let Some(reason) = diagnostic(recipient) {
+            let reason = match &recipient.outcome.program {
+                Some(_) => Some(recipient.outcome.text.clone()),
+                None => diagnostic(recipient),
+            };
+            if let Some(reason) = reason {
                 line(out, &format!("    (reason: {})", clean(&reason)));
             }
         }
@@ -355,7 +359,12 @@ fn transcript(out: &mut String, facts: &DsnFacts<'_>) {
                 if let Fate::Expired(age) = recipient.fate {
                     expired = expired.max(Some(age));
                 }
-                for said in recipient.outcome.transcript.iter().flat_map(|t| t.lines()) {
+                // What a file's mailer remarks is for the log alone.
+                let program = recipient.outcome.program.iter();
+                for said in program
+                    .filter(|_| recipient.outcome.mailer != super::file::MAILER)
+                    .flat_map(|program| &program.output)
+                {
                     line(out, &clean(said));
                 }
                 if let (Some(host), Some(reply)) =
@@ -409,6 +418,12 @@ fn result_line(recipient: &ReportedRecipient) -> String {
         "Data format error" => "501 5.6.0 Data format error".to_owned(),
         "Local configuration error" => "554 5.3.5 Local configuration error".to_owned(),
         "User unknown" => format!("550 5.1.1 {shown}... User unknown"),
+        "Internal error" | "System file missing" => {
+            format!("554 {} {shown}... {text}", outcome.status)
+        }
+        unknown if unknown.starts_with("unknown mailer error") => {
+            format!("554 5.3.0 {text}")
+        }
         _ => format!("550 {} {shown}... {text}", outcome.status),
     }
 }
@@ -452,7 +467,7 @@ fn recipient_fields(out: &mut String, facts: &DsnFacts<'_>, recipient: &Reported
         line(out, &format!("X-Actual-Recipient: rfc822; {actual}"));
     }
     let (action, status) = match recipient.fate {
-        Fate::Failed => ("failed", outcome.status),
+        Fate::Failed => ("failed", program_status(outcome).unwrap_or(outcome.status)),
         Fate::Expired(_) => ("failed", Status::EXPIRED),
         Fate::Delayed => ("delayed", outcome.status),
         Fate::Delivered => ("delivered (to mailbox)", Status::RECIPIENT_OK),
@@ -486,11 +501,19 @@ fn recipient_fields(out: &mut String, facts: &DsnFacts<'_>, recipient: &Reported
     }
 }
 
+/// The status of a program's exit code, which is not the one that the log shows.
+fn program_status(outcome: &Outcome) -> Option<Status> {
+    super::exit_code::report_status(outcome.program.as_ref()?.exit_code)
+}
+
 /// The reply that decided, or what stands for one where no server was reached.
 fn diagnostic(recipient: &ReportedRecipient) -> Option<String> {
     let outcome = &recipient.outcome;
     if let Some(reply) = &outcome.reply {
         return Some(reply.clone());
+    }
+    if let Some(program) = &outcome.program {
+        return Some(program.exit_code.to_string());
     }
     match outcome.status {
         Status {

@@ -8,17 +8,18 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::exit_code::CANT_CREATE;
 use super::mailbox::{MailboxError, OpenMailbox};
 use super::mbox;
 use super::{ContentOpener, MailboxOptions};
 use crate::address::ReversePath;
 use crate::clock::Clock;
-use crate::envelope::{Delivery, Outcome};
+use crate::envelope::{Delivery, Outcome, ProgramEnd};
 use crate::safe_file::{self, Lenience, Who};
 use crate::status::{Status, Verdict};
 
 /// The mailer's name in the log.
-const MAILER: &str = "*file*";
+pub(crate) const MAILER: &str = "*file*";
 /// Sendmail's words for a file that can't be written.
 const REFUSED: &str = "Can't create output";
 
@@ -39,7 +40,10 @@ pub(crate) fn deliver(
         }
         Err(refusal) => {
             let mut outcome = Outcome::new(Delivery::Failed, Status::new(5, 0, 0), MAILER, REFUSED);
-            outcome.transcript = Some(format!("{}: {refusal}", path.display()).into_boxed_str());
+            outcome.program = Some(Box::new(ProgramEnd {
+                exit_code: CANT_CREATE,
+                output: vec![format!("{}: {refusal}", path.display())],
+            }));
             return outcome;
         }
     };
@@ -52,7 +56,9 @@ pub(crate) fn deliver(
         Ok(open) => open,
         Err(error) => return outcome_of(&error),
     };
-    let preamble = mbox::file_preamble(sender, host_name, clock.unix_ms());
+    let name = mbox::sender_name(sender, host_name);
+    let from = mbox::from_line(sender, host_name, clock.unix_ms());
+    let preamble = format!("{from}Return-Path: <{name}>\n");
     let appended = content()
         .map_err(MailboxError::Content)
         .and_then(|content| open.append(&preamble, content))

@@ -106,7 +106,7 @@ fn write(
     let mut out = BufWriter::with_capacity(64 << 10, file);
     let written = (|| {
         out.write_all(preamble.as_bytes())?;
-        mbox::copy_as(content()?, &mut out, Form::PLAIN).map_err(|error| match error {
+        mbox::copy_as(Form::PLAIN, content()?, &mut out).map_err(|error| match error {
             CopyError::Content(error) | CopyError::Mailbox(error) => error,
         })?;
         out.flush()?;

@@ -28,6 +28,28 @@ pub(crate) enum CopyError {
     Mailbox(io::Error),
 }
 
+/// The sender's name in a `From ` line and for programs.
+pub(crate) fn sender_name(sender: &ReversePath, host_name: &str) -> String {
+    match sender {
+        ReversePath::Null => format!("MAILER-DAEMON@{host_name}"),
+        ReversePath::Mailbox(address) => address.to_string(),
+    }
+}
+
+/// `From SENDER DATE`, with one blank and the line's end, as Sendmail writes it to files and programs.
+pub(crate) fn from_line(sender: &ReversePath, host_name: &str, unix_ms: u64) -> String {
+    let name = sender_name(sender, host_name);
+    format!("From {name} {}\n", unix_from_date(&local_time(unix_ms)))
+}
+
+fn local_time(unix_ms: u64) -> Zoned {
+    i64::try_from(unix_ms)
+        .ok()
+        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
+        .unwrap_or(Timestamp::UNIX_EPOCH)
+        .to_zoned(TimeZone::system())
+}
+
 /// The two lines before a message: `From ` and `Return-Path`.
 pub(crate) fn preamble(sender: &ReversePath, host_name: &str, unix_ms: u64) -> String {
     let (name, path) = match sender {
@@ -40,46 +62,14 @@ pub(crate) fn preamble(sender: &ReversePath, host_name: &str, unix_ms: u64) -> S
         }
         ReversePath::Mailbox(address) => (address.to_string(), address.to_string()),
     };
-    let at = i64::try_from(unix_ms)
-        .ok()
-        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
-        .unwrap_or(Timestamp::UNIX_EPOCH)
-        .to_zoned(TimeZone::system());
     format!(
         "From {name}  {}\nReturn-Path: <{path}>\n",
-        unix_from_date(&at)
+        unix_from_date(&local_time(unix_ms))
     )
 }
 
 fn unix_from_date(at: &Zoned) -> String {
     at.strftime("%a %b %e %H:%M:%S %Y").to_string()
-}
-
-/// How a message stands where it is delivered to; line ends are LF in all of them, `Return-Path` fields are left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Form {
-    /// Lines that begin with "From " are quoted.
-    pub(crate) is_from_quoted: bool,
-    /// An empty line ends it.
-    pub(crate) ends_empty: bool,
-}
-
-impl Form {
-    /// As in a mailbox.
-    pub(crate) const MAILBOX: Self = Self {
-        is_from_quoted: true,
-        ends_empty: true,
-    };
-    /// Nothing but the message.
-    pub(crate) const PLAIN: Self = Self {
-        is_from_quoted: false,
-        ends_empty: false,
-    };
-}
-
-/// The two lines before a message in a file that an alias names: as [`preamble`], with one space as UnixFromLine has.
-pub(crate) fn file_preamble(sender: &ReversePath, host_name: &str, unix_ms: u64) -> String {
-    preamble(sender, host_name, unix_ms).replacen("  ", " ", 1)
 }
 
 /// Copies a message's content from its wire form to its mailbox form, with the empty line at the end.
@@ -89,21 +79,21 @@ pub(crate) fn file_preamble(sender: &ReversePath, host_name: &str, unix_ms: u64)
 ///
 /// Blocks: disk.
 pub(crate) fn copy(content: impl Read, out: &mut impl Write) -> Result<(), CopyError> {
-    copy_as(content, out, Form::MAILBOX)
+    copy_as(Form::MBOX, content, out)
 }
 
-/// As [`copy`], in another form.
+/// The same in another form.
+///
+/// # Errors
+/// As [`copy`].
 pub(crate) fn copy_as(
+    form: Form,
     content: impl Read,
     out: &mut impl Write,
-    form: Form,
 ) -> Result<(), CopyError> {
     let mut content = BufReader::with_capacity(64 * 1024, content);
     let mut piece = Vec::new();
-    let mut state = Lines {
-        form,
-        ..Lines::default()
-    };
+    let mut state = Lines::new(form);
     loop {
         piece.clear();
         // Pieces end at a line end, after PIECE_BYTES, or with the content.
@@ -119,6 +109,86 @@ pub(crate) fn copy_as(
     state.end(out).map_err(CopyError::Mailbox)
 }
 
+/// What a message looks like to the mailer that takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Form {
+    /// Whether lines that begin with `From ` are quoted.
+    pub(crate) quotes_from: bool,
+    /// Whether lines that begin with a dot get another one.
+    pub(crate) doubles_dots: bool,
+    /// Whether the eighth bits are cleared.
+    pub(crate) is_seven_bit: bool,
+    /// Whether an empty line ends the message.
+    pub(crate) has_last_line: bool,
+    /// What ends a line.
+    pub(crate) line_end: &'static [u8],
+}
+
+impl Form {
+    /// That of a mailbox.
+    pub(crate) const MBOX: Self = Self {
+        quotes_from: true,
+        doubles_dots: false,
+        is_seven_bit: false,
+        has_last_line: true,
+        line_end: b"\n",
+    };
+    /// Nothing but the message.
+    pub(crate) const PLAIN: Self = Self {
+        quotes_from: false,
+        has_last_line: false,
+        ..Self::MBOX
+    };
+}
+
+/// Turns content that comes in pieces of any size into a form. Memory: [`PIECE_BYTES`] beside the piece.
+pub(crate) struct Converter {
+    lines: Lines,
+    /// The begin of a line whose end has not come.
+    begun: Vec<u8>,
+}
+
+impl Converter {
+    pub(crate) fn new(form: Form) -> Self {
+        Self {
+            lines: Lines::new(form),
+            begun: Vec::new(),
+        }
+    }
+
+    /// Takes the next piece and appends to `out` what is sure of it.
+    pub(crate) fn piece(&mut self, piece: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
+        let limit = usize::try_from(PIECE_BYTES).unwrap_or(usize::MAX);
+        for part in piece.split_inclusive(|byte| *byte == b'\n') {
+            let mut rest = part;
+            loop {
+                let room = limit.saturating_sub(self.begun.len()).min(rest.len());
+                let (now, later) = rest.split_at(room);
+                self.begun.extend_from_slice(now);
+                rest = later;
+                if self.begun.last() != Some(&b'\n') && self.begun.len() < limit {
+                    break;
+                }
+                self.lines.piece(&self.begun, out)?;
+                self.begun.clear();
+                if rest.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends what is left at the end of the content.
+    pub(crate) fn end(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        if !self.begun.is_empty() {
+            self.lines.piece(&self.begun, out)?;
+            self.begun.clear();
+        }
+        self.lines.end(out)
+    }
+}
+
 /// Where in the message the copy is.
 struct Lines {
     form: Form,
@@ -130,19 +200,17 @@ struct Lines {
     has_cr: bool,
 }
 
-impl Default for Lines {
-    fn default() -> Self {
+impl Lines {
+    fn new(form: Form) -> Self {
         Self {
-            form: Form::MAILBOX,
+            form,
             is_line_start: true,
             is_header: true,
             is_left_out: false,
             has_cr: false,
         }
     }
-}
 
-impl Lines {
     fn piece(&mut self, piece: &[u8], out: &mut impl Write) -> io::Result<()> {
         let (text, is_line_end) = match piece.strip_suffix(b"\n") {
             Some(text) => (text, true),
@@ -164,13 +232,21 @@ impl Lines {
             if kept_cr {
                 out.write_all(b"\r")?;
             }
-            out.write_all(text)?;
+            self.text(text, out)?;
             if is_line_end {
-                out.write_all(b"\n")?;
+                out.write_all(self.form.line_end)?;
             }
         }
         self.is_line_start = is_line_end;
         Ok(())
+    }
+
+    fn text(&self, text: &[u8], out: &mut impl Write) -> io::Result<()> {
+        if !self.form.is_seven_bit || text.is_ascii() {
+            return out.write_all(text);
+        }
+        let cleared: Vec<u8> = text.iter().map(|byte| byte & 0x7f).collect();
+        out.write_all(&cleared)
     }
 
     fn begin_line(
@@ -190,8 +266,14 @@ impl Lines {
                     .is_some_and(|name| name.eq_ignore_ascii_case(FIELD));
             }
         }
-        if self.form.is_from_quoted && text.starts_with(b"From ") && !self.is_left_out {
+        if self.is_left_out {
+            return Ok(());
+        }
+        if self.form.quotes_from && text.starts_with(b"From ") {
             out.write_all(b">")?;
+        }
+        if self.form.doubles_dots && text.starts_with(b".") {
+            out.write_all(b".")?;
         }
         Ok(())
     }
@@ -202,11 +284,11 @@ impl Lines {
                 out.write_all(b"\r")?;
             }
             if !self.is_line_start || self.has_cr {
-                out.write_all(b"\n")?;
+                out.write_all(self.form.line_end)?;
             }
         }
-        if self.form.ends_empty {
-            out.write_all(b"\n")?;
+        if self.form.has_last_line {
+            out.write_all(self.form.line_end)?;
         }
         Ok(())
     }
@@ -260,6 +342,42 @@ mod tests {
             );
         }
         assert_eq!(copied(b"A: b\r\n\r\nend\r"), "A: b\n\nend\r\n\n");
+    }
+
+    #[test]
+    fn pieces_of_any_size_give_what_the_whole_gives() {
+        let size = usize::try_from(PIECE_BYTES).unwrap();
+        let long = "y".repeat(size + 3);
+        let content = format!("Return-Path: <a>\r\nA: b\r\n\r\n.dot\r\nFrom x\r\n{long}\r\nend\r");
+        for form in [
+            Form::MBOX,
+            Form {
+                quotes_from: false,
+                doubles_dots: true,
+                is_seven_bit: true,
+                has_last_line: false,
+                line_end: b"\r\n",
+            },
+        ] {
+            let mut whole = Vec::new();
+            copy_as(form, content.as_bytes(), &mut whole).unwrap();
+            for step in [1, 7, 4096, content.len()] {
+                let mut converter = Converter::new(form);
+                let mut out = Vec::new();
+                for piece in content.as_bytes().chunks(step) {
+                    converter.piece(piece, &mut out).unwrap();
+                }
+                converter.end(&mut out).unwrap();
+                assert!(out == whole, "{step}");
+            }
+        }
+        let mut out = Vec::new();
+        let form = Form {
+            is_seven_bit: true,
+            ..Form::MBOX
+        };
+        copy_as(form, "\u{e4}".as_bytes(), &mut out).unwrap();
+        assert_eq!(out, b"C$\n\n");
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod client;
 mod content;
 mod dotted;
 pub mod dsn;
+mod exit_code;
 mod file;
 mod hosts;
 mod lmtp;

@@ -6,28 +6,34 @@
 //! Source: op.me 5.4, transcript 62 parts 6 and 7.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::lmtp::{self, LmtpServer};
+use super::exit_code;
+use super::lmtp::{self, LmtpMailer, LmtpServer};
 use super::maildir;
 use super::mbox::{self, Form};
 use super::program::{Program, Programs};
 use super::{Attempt, DeliveryRecipient, MailboxOptions, Results, file, say};
 use crate::address::{Address, ReversePath};
 use crate::clock::Clock;
-use crate::config::mailer::{MailerDefinition, Transport};
-use crate::envelope::{ControllingUser, Delivery, Outcome};
+use crate::config::mailer::{LineEnd, Macro, MailerDefinition, Template, Transport};
+use crate::envelope::{ControllingUser, Delivery, Outcome, ProgramEnd};
 use crate::safe_file::Who;
 use crate::status::Status;
 use crate::users::{User, Users};
+
+/// Recipients that one run of a mailer serves at most.
+pub const RUN_RECIPIENTS_MAX: usize = 100;
 
 /// Settings of mailers that are defined, of `prog` and of `*file*`.
 #[derive(Debug, Clone)]
 pub struct NamedOptions {
     /// What gets commands as `-c COMMAND`.
     pub shell: PathBuf,
+    /// What smrsh, if it is the shell, is told to find its programs in; `None` for its own place.
+    pub smrsh_directory: Option<PathBuf>,
     /// How long a command may take.
     pub time_limit: Duration,
     /// The mailers.
@@ -47,6 +53,7 @@ impl Default for NamedOptions {
     fn default() -> Self {
         Self {
             shell: PathBuf::from("/bin/sh"),
+            smrsh_directory: None,
             time_limit: Duration::from_secs(3600),
             mailers: Vec::new(),
             local: None,
@@ -66,6 +73,15 @@ pub(crate) struct Named {
     clock: Arc<dyn Clock>,
     programs: Programs,
     counter: Arc<maildir::Counter>,
+    lmtp: LmtpMailer,
+}
+
+/// Recipients that one run of a mailer serves.
+struct Run {
+    acting: Acting,
+    /// `$h`.
+    host: String,
+    positions: Vec<usize>,
 }
 
 /// Whom a delivery acts for.
@@ -87,6 +103,7 @@ impl Named {
             users: Arc::clone(&options.users),
             options,
             mailboxes,
+            lmtp: LmtpMailer::new(host_name.clone()),
             host_name,
             clock,
             programs: Programs::new(),
@@ -114,18 +131,29 @@ impl Named {
         attempt: &Attempt,
         results: &mut Results,
     ) {
-        if name == "discard" {
-            for position in results.open() {
-                let sent = Outcome::new(Delivery::Delivered, Status::OK, name, "Sent");
-                results.set(position, sent);
+        match name {
+            "discard" => {
+                for position in results.open() {
+                    let gone = Outcome::new(Delivery::Delivered, Status::OK, name, "discarded");
+                    results.set(position, gone);
+                }
             }
-            return;
+            "error" => {
+                for (position, recipient) in attempt.recipients.iter().enumerate() {
+                    results.set(position, refused(host, &recipient.user));
+                }
+            }
+            _ => self.by_definition(name, name, host, attempt, results).await,
         }
-        self.by_definition(name, name, host, attempt, results).await;
     }
 
     /// Runs the commands of aliases and `.forward`s.
     pub(crate) async fn run_commands(&self, attempt: &Attempt, results: &mut Results) {
+        if self.options.mailers.iter().any(|m| m.name == "prog") {
+            return self
+                .by_definition("prog", "prog", "", attempt, results)
+                .await;
+        }
         for (position, recipient) in attempt.recipients.iter().enumerate() {
             let shown = recipient.recipient.shown();
             say(attempt.verbose.as_ref(), || {
@@ -140,7 +168,9 @@ impl Named {
                         .controlling_user
                         .as_ref()
                         .is_some_and(|user| user.name.starts_with(":include:"));
-                    if let (Some(account), false) = (&acting.account, is_list) {
+                    // Neither a list's owner nor the default user is whose home the command is meant for.
+                    let is_nobodys = is_list || acting.who.uid == self.options.default_user.uid;
+                    if let (Some(account), false) = (&acting.account, is_nobodys) {
                         directories.push(account.home.clone());
                     }
                     let shell = &self.options.shell;
@@ -148,25 +178,32 @@ impl Named {
                         || "sh".to_owned(),
                         |name| name.to_string_lossy().into_owned(),
                     );
+                    let mut arguments = vec![name];
+                    if let Some(directory) = &self.options.smrsh_directory {
+                        arguments.extend(["-d".to_owned(), directory.display().to_string()]);
+                    }
+                    arguments.extend(["-c".to_owned(), recipient.user.replace('\0', "")]);
                     let program = Program {
                         mailer: "prog".to_owned(),
                         path: shell.clone(),
-                        arguments: vec![name, "-c".to_owned(), recipient.user.clone()],
+                        arguments,
                         who: acting.who,
                         login: acting.account.map(|account| account.name),
                         directories,
                         time_limit: self.options.time_limit,
-                        preamble: self.unix_from_line(&attempt.envelope.reverse_path),
+                        preamble: mbox::from_line(
+                            &attempt.envelope.reverse_path,
+                            &self.host_name,
+                            self.clock.unix_ms(),
+                        ),
                         form: Form::PLAIN,
                         environment: self.options.environment.clone(),
                     };
-                    self.programs.run(&program, attempt).await
+                    self.programs.run(program, attempt).await
                 }
                 Err(outcome) => outcome("prog"),
             };
-            say(attempt.verbose.as_ref(), || {
-                format!("{shown}... {}", outcome.text)
-            });
+            say_outcome(attempt, &shown, &outcome);
             results.set(position, outcome);
         }
     }
@@ -193,9 +230,7 @@ impl Named {
                 }
                 Err(outcome) => outcome("*file*"),
             };
-            say(attempt.verbose.as_ref(), || {
-                format!("{}... {}", recipient.recipient.shown(), outcome.text)
-            });
+            say_outcome(attempt, &recipient.recipient.shown(), &outcome);
             results.set(position, outcome);
         }
     }
@@ -216,153 +251,299 @@ impl Named {
             }
             return;
         };
-        if mailer
+        if let Some(most) = mailer
             .message_bytes_max
-            .is_some_and(|most| attempt.content_bytes > most)
+            .filter(|most| attempt.content_bytes > *most)
         {
             for position in results.open() {
-                let text = "Message is too large for the mailer";
+                let text = format!("Message is too large; {most} bytes max");
                 let outcome =
                     Outcome::new(Delivery::Failed, Status::new(5, 2, 3), shown_name, text);
                 results.set(position, outcome);
             }
             return;
         }
-        for recipient in &attempt.recipients {
-            say(attempt.verbose.as_ref(), || {
-                format!(
-                    "{}... Connecting to {shown_name}...",
-                    recipient.recipient.shown()
-                )
-            });
-        }
-        let server = match &mailer.transport {
-            Transport::LmtpUnix(path) => Some(LmtpServer::Unix(PathBuf::from(path))),
-            Transport::LmtpTcp { host: to, port } => Some(LmtpServer::Tcp {
-                host: to.replace("$h", host),
-                port: *port,
-            }),
-            _ => None,
-        };
-        if let Some(server) = server {
-            lmtp::deliver(
-                &server,
-                shown_name,
-                &self.host_name,
-                mailer.time_limit,
-                attempt,
-                results,
-            )
-            .await;
-        } else {
-            for (position, recipient) in attempt.recipients.iter().enumerate() {
-                let outcome = self.one(mailer, shown_name, host, recipient, attempt).await;
+        let is_local = shown_name == "local";
+        let mut runs: Vec<Run> = Vec::new();
+        for (position, recipient) in attempt.recipients.iter().enumerate() {
+            let acting = match self
+                .acting_for(mailer, recipient, shown_name == "prog")
+                .await
+            {
+                Ok(acting) => acting,
+                Err(outcome) => {
+                    results.set(position, outcome(shown_name));
+                    continue;
+                }
+            };
+            if mailer.has('w') && acting.account.is_none() {
+                let outcome = Outcome::new(
+                    Delivery::Failed,
+                    Status::NO_USER,
+                    shown_name,
+                    "User unknown",
+                );
                 results.set(position, outcome);
+                continue;
+            }
+            let host = match (is_local, host.is_empty()) {
+                (true, _) | (_, true) => detail_of(recipient),
+                _ => host.to_owned(),
+            };
+            let open = runs.iter_mut().find(|run| {
+                let is_shared = mailer.has('m')
+                    || !matches!(mailer.transport, Transport::Maildir(_)) && mailer.has('z');
+                is_shared
+                    && run.host == host
+                    && run.acting.who == acting.who
+                    && run.positions.len() < RUN_RECIPIENTS_MAX
+            });
+            match open {
+                Some(run) => run.positions.push(position),
+                None => runs.push(Run {
+                    acting,
+                    host,
+                    positions: vec![position],
+                }),
             }
         }
-        for (recipient, outcome) in attempt.recipients.iter().zip(results.outcomes()) {
-            if let Some(outcome) = outcome {
-                say(attempt.verbose.as_ref(), || {
-                    format!("{}... {}", recipient.recipient.shown(), outcome.text)
-                });
+        for run in runs {
+            let shown = shown(attempt, &run.positions);
+            say(attempt.verbose.as_ref(), || {
+                format!("{shown}... Connecting to {shown_name}...")
+            });
+            if mailer.has('z') {
+                self.by_lmtp(mailer, shown_name, &run, attempt, results)
+                    .await;
+                continue;
+            }
+            let mut outcome = match &mailer.transport {
+                Transport::Maildir(path) => {
+                    self.put_in_maildir(path, shown_name, &run, attempt).await
+                }
+                Transport::Program(path) => {
+                    let program = self.program(mailer, path, shown_name, &run, attempt);
+                    self.programs.run(program, attempt).await
+                }
+                Transport::LmtpUnix(_) | Transport::LmtpTcp { .. } => {
+                    deferred(shown_name, "the mailer needs F=z")
+                }
+            };
+            outcome.relay.clone_from(&run.host);
+            say_outcome(attempt, &shown, &outcome);
+            for position in run.positions {
+                results.set(position, outcome.clone());
             }
         }
     }
 
-    /// One recipient by a program or a Maildir.
-    async fn one(
+    /// One dialogue with an LMTP server.
+    async fn by_lmtp(
         &self,
         mailer: &MailerDefinition,
         shown_name: &str,
-        host: &str,
-        recipient: &DeliveryRecipient,
+        run: &Run,
+        attempt: &Attempt,
+        results: &mut Results,
+    ) {
+        let server = match &mailer.transport {
+            Transport::LmtpUnix(path) => LmtpServer::Unix(PathBuf::from(path)),
+            Transport::LmtpTcp { host, port } => LmtpServer::Tcp {
+                host: host.expand(|of| self.value(of, run, attempt, None)),
+                port: *port,
+            },
+            Transport::Program(path) => {
+                LmtpServer::Program(self.program(mailer, path, shown_name, run, attempt))
+            }
+            Transport::Maildir(_) => return,
+        };
+        let message = lmtp::Message {
+            mailer: shown_name,
+            positions: &run.positions,
+            attempt,
+            time_limit: mailer.time_limit,
+        };
+        self.lmtp.deliver(&server, &message, results).await;
+    }
+
+    /// One recipient's Maildir.
+    async fn put_in_maildir(
+        &self,
+        path: &Template,
+        shown_name: &str,
+        run: &Run,
         attempt: &Attempt,
     ) -> Outcome {
-        let acting = match self.acting_for(mailer, &recipient.user).await {
-            Ok(acting) => acting,
-            Err(outcome) => return outcome(shown_name),
-        };
-        let home = acting.account.as_ref().map(|account| account.home.clone());
+        let recipient = run
+            .positions
+            .first()
+            .and_then(|at| attempt.recipients.get(*at));
+        let maildir = PathBuf::from(path.expand(|of| self.value(of, run, attempt, recipient)));
+        let (mailer, host) = (shown_name.to_owned(), self.host_name.clone());
+        let (content, clock) = (Arc::clone(&attempt.content), Arc::clone(&self.clock));
+        let counter = Arc::clone(&self.counter);
+        let preamble = return_path(&attempt.envelope.reverse_path, &self.host_name);
+        let who = run.acting.who;
+        tokio::task::spawn_blocking(move || {
+            let place = maildir::Place {
+                mailer: &mailer,
+                maildir: &maildir,
+                who,
+                host_name: &host,
+                counter: &counter,
+            };
+            maildir::deliver(&place, &preamble, &content, &*clock)
+        })
+        .await
+        .unwrap_or_else(|_| deferred(shown_name, "internal error of the mailer"))
+    }
+
+    /// The program of a mailer for these recipients.
+    fn program(
+        &self,
+        mailer: &MailerDefinition,
+        path: &str,
+        shown_name: &str,
+        run: &Run,
+        attempt: &Attempt,
+    ) -> Program {
         let sender = &attempt.envelope.reverse_path;
-        let macros = Macros {
-            user: &recipient.user,
-            host: if host.is_empty() {
-                detail_of(recipient)
-            } else {
-                host.to_owned()
-            },
-            sender: sender.to_string().trim_matches(['<', '>']).to_owned(),
-            home: home.as_deref(),
-            host_name: &self.host_name,
-        };
         let mut preamble = String::new();
         if !mailer.has('n') {
-            preamble.push_str(&self.unix_from_line(sender));
+            preamble.push_str(&mbox::from_line(
+                sender,
+                &self.host_name,
+                self.clock.unix_ms(),
+            ));
         }
         if mailer.has('P') {
-            preamble.push_str(&return_path(sender, &self.host_name));
+            let name = mbox::sender_name(sender, &self.host_name);
+            preamble.push_str(&format!("Return-Path: <{name}>\n"));
         }
-        if let Transport::Maildir(path) = &mailer.transport {
-            let maildir = PathBuf::from(macros.expand(path));
-            let (mailer, host) = (shown_name.to_owned(), self.host_name.clone());
-            let (content, clock) = (Arc::clone(&attempt.content), Arc::clone(&self.clock));
-            let counter = Arc::clone(&self.counter);
-            let preamble = return_path(sender, &self.host_name);
-            return tokio::task::spawn_blocking(move || {
-                let place = maildir::Place {
-                    mailer: &mailer,
-                    maildir: &maildir,
-                    who: acting.who,
-                    host_name: &host,
-                    counter: &counter,
-                };
-                maildir::deliver(&place, &preamble, &content, &*clock)
-            })
-            .await
-            .unwrap_or_else(|_| deferred(shown_name, "internal error of the mailer"));
+        if mailer.line_end == LineEnd::CrLf {
+            preamble = preamble.replace('\n', "\r\n");
         }
-        let Transport::Program(path) = &mailer.transport else {
-            return deferred(shown_name, "the mailer takes no single recipient");
-        };
-        let mut arguments: Vec<String> = Vec::new();
-        for (at, argument) in mailer.arguments.iter().enumerate() {
-            arguments.push(macros.expand(argument));
-            // F=f and F=r: the sender, behind the program's name.
-            if at == 0 && mailer.has('f') {
-                arguments.extend(["-f".to_owned(), macros.sender_or_daemon()]);
-            } else if at == 0 && mailer.has('r') {
-                arguments.extend(["-r".to_owned(), macros.sender_or_daemon()]);
-            }
-        }
-        let program = Program {
+        let first = run
+            .positions
+            .first()
+            .and_then(|at| attempt.recipients.get(*at));
+        Program {
             mailer: shown_name.to_owned(),
             path: PathBuf::from(path),
-            arguments,
-            who: acting.who,
-            login: acting.account.map(|account| account.name),
+            arguments: self.arguments(mailer, run, attempt),
+            who: run.acting.who,
+            login: run.acting.account.as_ref().map(|user| user.name.clone()),
             directories: mailer
                 .directories
                 .iter()
-                .map(|directory| PathBuf::from(macros.expand(directory)))
+                .map(|directory| {
+                    PathBuf::from(directory.expand(|of| self.value(of, run, attempt, first)))
+                })
+                .filter(|directory| directory.is_absolute())
                 .collect(),
             time_limit: mailer.time_limit,
             environment: self.options.environment.clone(),
             preamble,
             form: Form {
-                is_from_quoted: mailer.has('E'),
-                ends_empty: false,
+                quotes_from: mailer.has('E'),
+                doubles_dots: mailer.has('X'),
+                is_seven_bit: mailer.has('7'),
+                has_last_line: mailer.has('b'),
+                line_end: match mailer.line_end {
+                    LineEnd::Lf => b"\n",
+                    LineEnd::CrLf => b"\r\n",
+                },
             },
-        };
-        self.programs.run(&program, attempt).await
+        }
     }
 
-    /// The line that F=n leaves out.
-    fn unix_from_line(&self, sender: &ReversePath) -> String {
-        let both = mbox::file_preamble(sender, &self.host_name, self.clock.unix_ms());
-        both.split_inclusive('\n')
-            .next()
-            .unwrap_or_default()
-            .to_owned()
+    /// The program's arguments: A= with its macros, an argument with `$u` once for each recipient, `-f` or `-r` with the
+    /// sender after argument 0.
+    fn arguments(&self, mailer: &MailerDefinition, run: &Run, attempt: &Attempt) -> Vec<String> {
+        let mut arguments = Vec::new();
+        for template in &mailer.arguments {
+            let repeated = if template.has(Macro::User) {
+                run.positions.as_slice()
+            } else {
+                run.positions.get(..1).unwrap_or_default()
+            };
+            for position in repeated {
+                let recipient = attempt.recipients.get(*position);
+                arguments.push(template.expand(|of| {
+                    let value = self.value(of, run, attempt, recipient);
+                    match of {
+                        Macro::User => {
+                            let is_command =
+                                recipient.is_some_and(|r| r.recipient.target.starts_with('|'));
+                            let is_kept = is_command || mailer.has('u');
+                            let value = if is_kept {
+                                value
+                            } else {
+                                value.to_ascii_lowercase()
+                            };
+                            if mailer.has('s') && !is_command {
+                                value.replace('"', "")
+                            } else {
+                                value
+                            }
+                        }
+                        Macro::Host if !mailer.has('h') => value.to_ascii_lowercase(),
+                        _ => value,
+                    }
+                }));
+            }
+            if arguments.len() == 1 {
+                let sender = mbox::sender_name(&attempt.envelope.reverse_path, &self.host_name);
+                for (flag, option) in [('f', "-f"), ('r', "-r")] {
+                    if mailer.has(flag) {
+                        arguments.extend([option.to_owned(), sender.clone()]);
+                    }
+                }
+            }
+        }
+        // No program can be given a NUL.
+        for argument in &mut arguments {
+            argument.retain(|c| c != '\0');
+        }
+        arguments
+    }
+
+    /// What a macro stands for.
+    fn value(
+        &self,
+        of: Macro,
+        run: &Run,
+        attempt: &Attempt,
+        recipient: Option<&DeliveryRecipient>,
+    ) -> String {
+        let arrival = &attempt.envelope.arrival;
+        match of {
+            Macro::User => recipient.map(|r| r.user.clone()).unwrap_or_default(),
+            Macro::Host => run.host.clone(),
+            Macro::Sender => mbox::sender_name(&attempt.envelope.reverse_path, &self.host_name),
+            Macro::Home => run
+                .acting
+                .account
+                .as_ref()
+                .map(|user| user.home.display().to_string())
+                .unwrap_or_default(),
+            Macro::HostName => self.host_name.clone(),
+            Macro::Domain => self
+                .host_name
+                .split_once('.')
+                .map(|(_, domain)| domain.to_owned())
+                .unwrap_or_default(),
+            Macro::QueueId => attempt.id.to_string(),
+            Macro::Protocol => arrival.protocol.clone(),
+            Macro::ClientName => arrival.client_name.clone().unwrap_or_default(),
+            Macro::ClientAddress => arrival
+                .client_address
+                .map(|address| address.to_string())
+                .unwrap_or_default(),
+            Macro::MessageSize => attempt.content_bytes.to_string(),
+            Macro::RecipientCount => attempt.envelope.recipients.len().to_string(),
+            Macro::Version => env!("CARGO_PKG_VERSION").to_owned(),
+        }
     }
 
     async fn controlling(
@@ -380,26 +561,29 @@ impl Named {
         }
     }
 
-    /// Whom a mailer acts for when it delivers to a user.
+    /// Whom a mailer acts for: a local one for the recipient, others as U= says or for the default user; commands for
+    /// their controlling user.
     async fn acting_for(
         &self,
         mailer: &MailerDefinition,
-        user: &str,
+        recipient: &DeliveryRecipient,
+        is_command: bool,
     ) -> Result<Acting, impl FnOnce(&str) -> Outcome + use<>> {
-        let (users, name) = (Arc::clone(&self.users), user.to_owned());
+        let (users, name) = (Arc::clone(&self.users), recipient.user.clone());
         let owner = mailer.user.clone();
         let is_local = mailer.has('l') || mailer.has('w') || mailer.has('o');
         let default = self.options.default_user;
+        let controlling = recipient.recipient.controlling_user.clone();
         let found = tokio::task::spawn_blocking(move || {
+            if is_command {
+                let who = acting_ids(controlling.as_ref(), default);
+                return Ok((Some(who), users.by_uid(who.uid)?));
+            }
             let account = users.lookup(&name)?;
-            let (acting, account) = match (&account, owner) {
-                (Some(found), _) if is_local => (Some(ids(found)), account),
-                (_, Some(owner)) => {
-                    let login = owner.split([':', '.']).next().unwrap_or_default();
-                    let owner = users.lookup(login)?;
-                    (owner.as_ref().map(ids), owner)
-                }
-                _ => (Some(default), None),
+            let acting = match (&account, owner) {
+                (Some(found), _) if is_local => Some(ids(found)),
+                (_, Some(owner)) => identity(&owner, &users)?,
+                _ => Some(default),
             };
             Ok::<_, crate::users::UsersError>((acting, account))
         })
@@ -411,6 +595,29 @@ impl Named {
             Err(error) => Err(trouble(error.to_string())),
         }
     }
+}
+
+/// The ids of `USER[:GROUP]`, both by name or number; without a group the user's own. In a sandbox everybody has the
+/// process's.
+fn identity(owner: &str, users: &Users) -> Result<Option<Who>, crate::users::UsersError> {
+    let (user, group) = owner.split_once([':', '.']).unwrap_or((owner, ""));
+    let account = match user.parse() {
+        Ok(uid) => users.by_uid(uid)?,
+        Err(_) => users.lookup(user)?,
+    };
+    let group = match (group, group.parse()) {
+        ("", _) => None,
+        _ if users.act_as_one() => None,
+        (_, Ok(gid)) => Some(gid),
+        (name, Err(_)) => match nix::unistd::Group::from_name(name) {
+            Ok(Some(group)) => Some(group.gid.as_raw()),
+            _ => return Ok(None),
+        },
+    };
+    Ok(account.map(|account| Who {
+        uid: account.uid,
+        gid: group.unwrap_or(account.gid),
+    }))
 }
 
 fn ids(user: &User) -> Who {
@@ -431,6 +638,25 @@ fn acting_ids(user: Option<&ControllingUser>, default: Who) -> Who {
     }
 }
 
+/// Sendmail says what was sent or deferred, and leaves failures to the report.
+fn say_outcome(attempt: &Attempt, shown: &str, outcome: &Outcome) {
+    if outcome.result == Delivery::Delivered || outcome.text.starts_with("Deferred") {
+        say(attempt.verbose.as_ref(), || {
+            format!("{shown}... {}", outcome.text)
+        });
+    }
+}
+
+/// Recipients as they are shown, by their positions.
+fn shown(attempt: &Attempt, positions: &[usize]) -> String {
+    let shown: Vec<String> = positions
+        .iter()
+        .filter_map(|at| attempt.recipients.get(*at))
+        .map(|recipient| recipient.recipient.shown())
+        .collect();
+    shown.join(",")
+}
+
 fn trouble(detail: String) -> impl FnOnce(&str) -> Outcome {
     move |mailer| deferred(mailer, &detail)
 }
@@ -448,6 +674,58 @@ fn return_path(sender: &ReversePath, host_name: &str) -> String {
         .to_owned()
 }
 
+/// What the mailer `error` does: `host` is a status such as `5.1.1` or a word such as `nouser`, `text` what is said, with
+/// or without a reply code and a status before it.
+fn refused(host: &str, text: &str) -> Outcome {
+    let exit = match host {
+        "usage" => Some((64, Status::new(5, 5, 4))),
+        "nouser" => Some((67, Status::NO_USER)),
+        "nohost" => Some((68, Status::new(5, 1, 2))),
+        "unavailable" | "" => Some((69, Status::new(5, 0, 0))),
+        "software" => Some((70, Status::new(5, 3, 0))),
+        "tempfail" => Some((exit_code::TEMPORARY_FAILURE, Status::new(4, 0, 0))),
+        "protocol" => Some((76, Status::new(5, 5, 0))),
+        "config" => Some((78, Status::new(5, 3, 5))),
+        _ => None,
+    };
+    let mut words = text.splitn(3, ' ');
+    let code = words
+        .next()
+        .filter(|word| word.len() == 3 && word.bytes().all(|byte| byte.is_ascii_digit()));
+    let said = code.and_then(|_| words.next()).and_then(Status::parse);
+    let status = Status::parse(host)
+        .or(said)
+        .or(exit.map(|(_, status)| status))
+        .unwrap_or(Status::new(5, 0, 0));
+    let plain = match (code, said) {
+        (Some(code), Some(said)) => text
+            .strip_prefix(code)
+            .and_then(|rest| rest.trim_start().strip_prefix(&said.to_string()))
+            .unwrap_or(text),
+        (Some(code), None) => text.strip_prefix(code).unwrap_or(text),
+        _ => text,
+    };
+    let plain = plain.trim();
+    let result = if status.class == 4 {
+        Delivery::Deferred
+    } else {
+        Delivery::Failed
+    };
+    let shown = if result == Delivery::Deferred {
+        format!("Deferred: {plain}")
+    } else {
+        plain.to_owned()
+    };
+    let mut outcome = Outcome::new(result, status, "error", shown);
+    outcome.program = exit.map(|(exit_code, _)| {
+        Box::new(ProgramEnd {
+            exit_code,
+            output: Vec::new(),
+        })
+    });
+    outcome
+}
+
 /// What stood behind the plus sign of the address.
 fn detail_of(recipient: &DeliveryRecipient) -> String {
     let target = recipient.recipient.target.trim_start_matches('\\');
@@ -462,45 +740,47 @@ fn detail_of(recipient: &DeliveryRecipient) -> String {
         .unwrap_or_default()
 }
 
-/// What the macros of A= and D= stand for.
-struct Macros<'a> {
-    user: &'a str,
-    host: String,
-    sender: String,
-    home: Option<&'a Path>,
-    host_name: &'a str,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Macros<'_> {
-    fn sender_or_daemon(&self) -> String {
-        if self.sender.is_empty() {
-            format!("MAILER-DAEMON@{}", self.host_name)
-        } else {
-            self.sender.clone()
+    #[test]
+    fn the_error_mailer_says_what_it_was_told() {
+        for (host, text, result, status, said) in [
+            (
+                "nouser",
+                "No such person",
+                Delivery::Failed,
+                "5.1.1",
+                "No such person",
+            ),
+            (
+                "5.7.1",
+                "550 5.7.1 Go away",
+                Delivery::Failed,
+                "5.7.1",
+                "Go away",
+            ),
+            ("", "553 Odd", Delivery::Failed, "5.0.0", "Odd"),
+            (
+                "tempfail",
+                "Later",
+                Delivery::Deferred,
+                "4.0.0",
+                "Deferred: Later",
+            ),
+            (
+                "4.2.1",
+                "451 Later",
+                Delivery::Deferred,
+                "4.2.1",
+                "Deferred: Later",
+            ),
+        ] {
+            let outcome = refused(host, text);
+            assert_eq!(outcome.result, result, "{host} {text}");
+            assert_eq!(outcome.status.to_string(), status, "{host} {text}");
+            assert_eq!(outcome.text, said, "{host} {text}");
         }
-    }
-
-    fn expand(&self, text: &str) -> String {
-        let mut out = String::with_capacity(text.len());
-        let mut rest = text.chars();
-        while let Some(c) = rest.next() {
-            if c != '$' {
-                out.push(c);
-                continue;
-            }
-            match rest.next() {
-                Some('u') => out.push_str(self.user),
-                Some('h') => out.push_str(&self.host),
-                Some('f' | 'g') => out.push_str(&self.sender_or_daemon()),
-                Some('j') => out.push_str(self.host_name),
-                Some('z') => out.push_str(&self.home.unwrap_or(Path::new("/")).to_string_lossy()),
-                Some('$') => out.push('$'),
-                other => {
-                    out.push('$');
-                    out.extend(other);
-                }
-            }
-        }
-        out
     }
 }

@@ -3,41 +3,54 @@
 //! A program runs in a session of its own with the rights of one user and nothing of ours open but three descriptors; its
 //! exit code, of sysexits(3), is the outcome; what it says goes into the report. Guarantees: never longer than its time
 //! limit, after which all of its process group is killed and the mail waits; a program that does not read, does not end or
-//! writes without end takes bounded memory; one that forks and stays is not waited for. Without root's rights a program
+//! writes without end takes bounded memory and no thread beyond its own end; one that forks and stays is not waited for,
+//! and what it leaves in its group is killed. A message that can't be read whole never looks whole to a program: it is
+//! killed before its input ends. Without root's rights a program
 //! runs as this process's user only; for anybody else the mail waits.
-//! Limits: [`OUTPUT_BYTES_MAX`], [`PROGRAMS_MAX`], the time limit given. Blocks: never; files and pipes on the blocking pool.
+//! Limits: [`OUTPUT_BYTES_MAX`], [`OUTPUT_LINES_MAX`], [`PROGRAMS_MAX`], the time limit given. Blocks: never; a thread of the blocking pool waits for each program.
 //! Source: op.me 5.4, sysexits(3), transcript 62 for texts.
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Gid, Pid, Uid};
-use tokio::io::AsyncReadExt;
-use tokio::process::{Child, Command};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
 use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::mbox::{self, Form};
+use super::content::Pieces;
+use super::exit_code::{self, End};
+use super::mailbox::describe;
+use super::mbox::{Converter, Form};
 use super::{Attempt, ContentOpener};
 use crate::envelope::{Delivery, Outcome};
 use crate::safe_file::Who;
 use crate::status::Status;
 
-/// The most that is kept of what a program says; the rest is read and dropped.
+/// The most that is kept of what a program says, in bytes; the rest is read and dropped.
 pub const OUTPUT_BYTES_MAX: usize = 16 << 10;
+/// The same in lines.
+pub const OUTPUT_LINES_MAX: usize = 100;
 /// Programs that run at once.
 pub const PROGRAMS_MAX: usize = 32;
-/// How long output is waited for once the program has ended: whoever it left behind may hold the pipe for ever.
-const LAST_WORDS_MAX: Duration = Duration::from_millis(500);
+/// Bytes read of a program's output at once.
+const READ_BYTES: usize = 4096;
+/// Reads of a program's output before the clock is looked at again.
+const READS_MAX: usize = 64;
 
 /// A program to be run.
+#[derive(Clone)]
 pub(crate) struct Program {
     /// The mailer's name, for the log.
     pub(crate) mailer: String,
@@ -62,6 +75,12 @@ pub(crate) struct Programs {
     places: Semaphore,
 }
 
+/// What became of a program.
+enum Ran {
+    Ended { end: End, output: Vec<String> },
+    TimedOut,
+}
+
 impl Programs {
     pub(crate) fn new() -> Self {
         Self {
@@ -70,66 +89,175 @@ impl Programs {
     }
 
     /// Runs one program and gives what became of it.
-    pub(crate) async fn run(&self, program: &Program, attempt: &Attempt) -> Outcome {
+    pub(crate) async fn run(&self, program: Program, attempt: &Attempt) -> Outcome {
         let Ok(_place) = self.places.acquire().await else {
             return program.deferred("no place to run in");
         };
-        let mut child = match program.start() {
-            Ok(child) => child,
-            Err(error) => return program.not_started(&error),
-        };
-        let group = child.id();
-        let fed = child.stdin.take().map(|stdin| {
-            feed(
-                stdin.into_owned_fd(),
-                Arc::clone(&attempt.content),
-                program.preamble.clone(),
-                program.form,
-            )
-        });
-        let mut output = Output::default();
-        let ended = tokio::time::timeout(program.time_limit, async {
-            let mut said = child.stdout.take();
-            loop {
-                tokio::select! {
-                    ended = child.wait() => break (ended, said),
-                    more = output.more(&mut said), if said.is_some() => {
-                        if !more {
-                            said = None;
-                        }
-                    }
-                }
-            }
-        })
-        .await;
-        let outcome = match ended {
-            Err(_) => {
-                kill(group);
+        match run(&program, &attempt.content).await {
+            Ok(Ran::Ended { end, output }) => exit_code::outcome(
+                &program.mailer,
+                &program.path.display().to_string(),
+                end,
+                output,
+            ),
+            Ok(Ran::TimedOut) => {
                 let limit = program.time_limit.as_secs();
                 program.deferred(&format!("{} took longer than {limit} s", program.name()))
             }
-            Ok((Err(error), _)) => {
-                kill(group);
-                program.deferred(&format!("{}: {error}", program.name()))
+            // The operator's to mend: a program that is missing now may be there later.
+            Err(Trouble::Start(error)) => program.deferred(&format!(
+                "{} can't be run: {}",
+                program.name(),
+                describe(&error)
+            )),
+            Err(Trouble::Content(error)) => {
+                program.deferred(&format!("content of the message: {error}"))
             }
-            Ok((Ok(status), mut said)) => {
-                let rest = async { while output.more(&mut said).await {} };
-                let _ = tokio::time::timeout(LAST_WORDS_MAX, rest).await;
-                program.outcome(status)
-            }
-        };
-        // The feeder ends with the pipe; content that could not be read makes the outcome void.
-        let outcome = match fed {
-            Some(fed) => match fed.await {
-                Ok(Err(error)) => program.deferred(&format!("content of the message: {error}")),
-                _ => outcome,
-            },
-            None => outcome,
-        };
-        Outcome {
-            transcript: output.text(),
-            ..outcome
         }
+    }
+}
+
+/// Why a program could not do its work.
+enum Trouble {
+    Start(io::Error),
+    Content(io::Error),
+}
+
+/// Runs a program on a message: what comes before the content, then the content in its form.
+async fn run(program: &Program, content: &ContentOpener) -> Result<Ran, Trouble> {
+    let pipes = || -> io::Result<_> { Ok((io::pipe()?, io::pipe()?)) };
+    let ((input_read, input_write), (output_read, output_write)) =
+        pipes().map_err(Trouble::Start)?;
+    let started = program.clone();
+    let running =
+        spawn_blocking(move || started.start(input_read.into(), output_write.into(), None))
+            .await
+            .map_err(|error| Trouble::Start(io::Error::other(error)))?
+            .map_err(Trouble::Start)?;
+    let mut guard = KillGroup {
+        group: running.group(),
+        is_over: false,
+    };
+    let ours = || -> io::Result<_> {
+        Ok((
+            pipe::Sender::from_owned_fd(input_write.into())?,
+            pipe::Receiver::from_owned_fd(output_read.into())?,
+        ))
+    };
+    let (input, output) = ours().map_err(Trouble::Start)?;
+    let mut input = Some(input);
+    let mut ending = spawn_blocking(move || running.wait());
+    let mut kept = Vec::new();
+    let mut feeding = Box::pin(feed(&mut input, program, content));
+    let mut is_fed = false;
+    let deadline = tokio::time::sleep(program.time_limit);
+    tokio::pin!(deadline);
+    let given_up = loop {
+        tokio::select! {
+            ended = &mut ending => {
+                guard.is_over = true;
+                let end = ended
+                    .map_err(io::Error::other)
+                    .and_then(|ended| ended)
+                    .map_err(Trouble::Start)?;
+                // The ended program can write no more; what it wrote is in the pipe. Others that hold the pipe are
+                // not waited for.
+                take_rest(output, &mut kept).map_err(Trouble::Start)?;
+                return Ok(Ran::Ended { end, output: lines(&kept) });
+            }
+            fed = &mut feeding, if !is_fed => {
+                is_fed = true;
+                if let Err(error) = fed {
+                    // Killed while its input is still open: it must not take a cut message for a whole one.
+                    break Err(Trouble::Content(error));
+                }
+            }
+            () = drain(&output, &mut kept) => {}
+            () = &mut deadline => break Ok(Ran::TimedOut),
+        }
+    };
+    guard.kill();
+    // Killed, it ends; how, does not matter any more.
+    let _ = ending.await;
+    guard.is_over = true;
+    given_up
+}
+
+/// A program that is talked to over its standard input and output; killed with its group if it is dropped under way.
+pub(crate) struct Talking {
+    guard: KillGroup,
+    ending: JoinHandle<io::Result<End>>,
+    stream: Option<StdUnixStream>,
+}
+
+impl Talking {
+    /// Starts it; what it complains of goes nowhere, as it would be taken for an answer.
+    ///
+    /// # Errors
+    /// It could not be started; temporary.
+    pub(crate) async fn start(program: &Program) -> io::Result<Self> {
+        let program = program.clone();
+        let (running, stream) = spawn_blocking(move || -> io::Result<_> {
+            let (ours, theirs) = StdUnixStream::pair()?;
+            let theirs = OwnedFd::from(theirs);
+            let nowhere = File::options().write(true).open("/dev/null")?;
+            let running = program.start(theirs.try_clone()?, theirs, Some(nowhere.into()))?;
+            ours.set_nonblocking(true)?;
+            Ok((running, ours))
+        })
+        .await
+        .map_err(io::Error::other)??;
+        Ok(Self {
+            guard: KillGroup {
+                group: running.group(),
+                is_over: false,
+            },
+            ending: spawn_blocking(move || running.wait()),
+            stream: Some(stream),
+        })
+    }
+
+    /// What it is talked to over; to be had once.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn stream(&mut self) -> io::Result<UnixStream> {
+        let stream = self.stream.take().ok_or(io::ErrorKind::NotConnected)?;
+        UnixStream::from_std(stream)
+    }
+
+    /// Waits until it has ended, at most so long; then it is killed.
+    pub(crate) async fn end(mut self, limit: Duration) {
+        self.guard.is_over = tokio::time::timeout(limit, &mut self.ending).await.is_ok();
+    }
+}
+
+/// Writes the message and closes the input; leaves it open if the content can't be read. A program that does not want all
+/// of it may say so by its exit code alone.
+async fn feed(
+    input: &mut Option<pipe::Sender>,
+    program: &Program,
+    content: &ContentOpener,
+) -> io::Result<()> {
+    let mut pieces = Pieces::open(content);
+    let mut converter = Converter::new(program.form);
+    let mut out = program.preamble.clone().into_bytes();
+    loop {
+        let piece = pieces.next().await?;
+        match &piece {
+            Some(piece) => converter.piece(piece, &mut out)?,
+            None => converter.end(&mut out)?,
+        }
+        let is_written = match input.as_mut() {
+            Some(pipe) => pipe.write_all(&out).await.is_ok(),
+            None => false,
+        };
+        if !is_written || piece.is_none() {
+            // All is written, or the program has closed its input or ended.
+            *input = None;
+            return Ok(());
+        }
+        out.clear();
     }
 }
 
@@ -143,13 +271,14 @@ impl Program {
         Outcome::new(Delivery::Deferred, Status::new(4, 0, 0), &self.mailer, text)
     }
 
-    fn not_started(&self, error: &io::Error) -> Outcome {
-        // The operator's to mend: a program that is missing now may be there later.
-        let text = diligence_text(error);
-        self.deferred(&format!("{} can't be run: {text}", self.name()))
-    }
-
-    fn start(&self) -> io::Result<Child> {
+    /// Starts it. Blocks for as long as the system takes to.
+    /// Without an `error` of its own what it complains of goes where its output goes.
+    fn start(
+        &self,
+        input: OwnedFd,
+        output: OwnedFd,
+        error: Option<OwnedFd>,
+    ) -> io::Result<Running> {
         let (name, arguments) = self
             .arguments
             .split_first()
@@ -166,11 +295,15 @@ impl Program {
             .env_clear()
             .env("AGENT", "sendmail")
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
+            .stdin(Stdio::from(input))
+            .stdout(Stdio::from(output))
             .current_dir(self.directory());
         if let Some(zone) = std::env::var_os("TZ") {
             command.env("TZ", zone);
+        }
+        let has_own_error = error.is_some();
+        if let Some(error) = error {
+            command.stderr(Stdio::from(error));
         }
         let groups = match (&self.login, is_root) {
             (_, false) => None,
@@ -192,8 +325,9 @@ impl Program {
                 nix::unistd::setresuid(uid, uid, uid)?;
             }
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-            // What it complains of is to be read where it is reported.
-            rustix::stdio::dup2_stderr(rustix::stdio::stdout())?;
+            if !has_own_error {
+                rustix::stdio::dup2_stderr(rustix::stdio::stdout())?;
+            }
             Ok(())
         };
         #[expect(unsafe_code, reason = "becoming a user is done between fork and exec")]
@@ -201,7 +335,9 @@ impl Program {
         unsafe {
             command.pre_exec(prepare)
         };
-        command.spawn()
+        Ok(Running {
+            child: command.spawn()?,
+        })
     }
 
     /// The first directory that can be entered by the user; `/` if none can.
@@ -217,114 +353,107 @@ impl Program {
             .find(can_enter)
             .map_or(Path::new("/"), PathBuf::as_path)
     }
+}
 
-    /// What an end of the program means. Source: sysexits(3), Sendmail's words for it.
-    fn outcome(&self, status: ExitStatus) -> Outcome {
-        if let Some(signal) = status.signal() {
-            return self.deferred(&format!("{} died with signal {signal}", self.name()));
+/// Waits for output and takes it; never comes back once there can be none.
+async fn drain(output: &pipe::Receiver, kept: &mut Vec<u8>) {
+    loop {
+        let is_open = match output.readable().await {
+            Ok(()) => take_ready(output, kept),
+            Err(_) => false,
+        };
+        // A program that writes without end must not keep the clock from being looked at.
+        tokio::task::yield_now().await;
+        if !is_open {
+            std::future::pending::<()>().await;
         }
-        let code = status.code().unwrap_or(-1);
-        let (result, status, text) = match code {
-            0 => (Delivery::Delivered, Status::OK, "Sent"),
-            64 => failed(0, 0, "Command line usage error"),
-            65 => failed(6, 0, "Data format error"),
-            66 => failed(3, 0, "Cannot open input"),
-            67 => failed(1, 1, "User unknown"),
-            68 => failed(1, 2, "Host unknown"),
-            69 => failed(0, 0, "Service unavailable"),
-            70 => failed(3, 0, "Internal error"),
-            71 => deferred("Operating system error"),
-            72 => failed(3, 5, "System file missing"),
-            73 => failed(0, 0, "Can't create output"),
-            74 => deferred("I/O error"),
-            75 => return self.deferred(&format!("{} exited with EX_TEMPFAIL", self.name())),
-            76 => failed(5, 0, "Remote protocol error"),
-            77 => failed(0, 0, "Insufficient permission"),
-            78 => failed(3, 5, "Local configuration error"),
-            other => {
-                let text = format!("unknown mailer error {other}");
-                return Outcome::new(Delivery::Failed, Status::new(5, 3, 0), &self.mailer, text);
+    }
+}
+
+/// Takes the output that is there, as far as it is kept; whether more may come.
+fn take_ready(output: &pipe::Receiver, kept: &mut Vec<u8>) -> bool {
+    for _ in 0..READS_MAX {
+        let mut buffer = [0; READ_BYTES];
+        match output.try_read(&mut buffer) {
+            Ok(0) => return false,
+            Ok(count) => {
+                let room = OUTPUT_BYTES_MAX.saturating_sub(kept.len()).min(count);
+                kept.extend_from_slice(buffer.get(..room).unwrap_or_default());
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// Takes what the pipe holds and no more: asked directly, as the runtime may not have noticed it yet.
+fn take_rest(output: pipe::Receiver, kept: &mut Vec<u8>) -> io::Result<()> {
+    let mut output = File::from(output.into_nonblocking_fd()?);
+    let mut buffer = [0; READ_BYTES];
+    while kept.len() < OUTPUT_BYTES_MAX {
+        let Ok(count @ 1..) = output.read(&mut buffer) else {
+            break;
         };
-        Outcome::new(result, status, &self.mailer, text)
+        let room = OUTPUT_BYTES_MAX.saturating_sub(kept.len()).min(count);
+        kept.extend_from_slice(buffer.get(..room).unwrap_or_default());
+    }
+    Ok(())
+}
+
+/// Output as lines for log and report.
+fn lines(output: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(output)
+        .lines()
+        .take(OUTPUT_LINES_MAX)
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Kills a process group when it is dropped before its first process has ended: the attempt was given up.
+struct KillGroup {
+    group: Pid,
+    is_over: bool,
+}
+
+impl KillGroup {
+    /// Kills the group; the first process is still to be waited for.
+    fn kill(&self) {
+        // A group that is gone needs no killing.
+        let _ = killpg(self.group, Signal::SIGKILL);
     }
 }
 
-fn failed(subject: u16, detail: u16, text: &str) -> (Delivery, Status, &str) {
-    (Delivery::Failed, Status::new(5, subject, detail), text)
-}
-
-fn deferred(text: &str) -> (Delivery, Status, &str) {
-    (Delivery::Deferred, Status::new(4, 0, 0), text)
-}
-
-/// The system's words, without its number.
-fn diligence_text(error: &io::Error) -> String {
-    error.raw_os_error().map_or_else(
-        || error.to_string(),
-        |number| nix::errno::Errno::from_raw(number).desc().to_owned(),
-    )
-}
-
-fn kill(group: Option<u32>) {
-    if let Some(group) = group.and_then(|group| i32::try_from(group).ok()) {
-        // It is the leader of its session, so its group has its number.
-        let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+impl Drop for KillGroup {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.kill();
+        }
     }
 }
 
-/// Writes the message to a program. Ok also if the program did not read it all: its exit code decides.
-fn feed(
-    stdin: io::Result<OwnedFd>,
-    content: ContentOpener,
-    preamble: String,
-    form: Form,
-) -> tokio::task::JoinHandle<io::Result<()>> {
-    tokio::task::spawn_blocking(move || {
-        let mut out = BufWriter::with_capacity(64 << 10, File::from(stdin?));
-        let content: Box<dyn Read + Send> = content()?;
-        let copied = out
-            .write_all(preamble.as_bytes())
-            .map_err(mbox::CopyError::Mailbox)
-            .and_then(|()| mbox::copy_as(content, &mut out, form))
-            .and_then(|()| out.flush().map_err(mbox::CopyError::Mailbox));
-        if copied.is_err() {
-            let _ = out.into_parts();
-        }
-        match copied {
-            Err(mbox::CopyError::Content(error)) => Err(error),
-            _ => Ok(()),
-        }
-    })
+/// A program under way.
+struct Running {
+    child: Child,
 }
 
-/// What a program says.
-#[derive(Default)]
-struct Output {
-    bytes: Vec<u8>,
-    is_cut: bool,
-}
-
-impl Output {
-    /// Reads some more; `false` at the end.
-    async fn more(&mut self, from: &mut Option<tokio::process::ChildStdout>) -> bool {
-        let Some(from) = from else { return false };
-        let mut piece = [0; 4096];
-        let Ok(count) = from.read(&mut piece).await else {
-            return false;
-        };
-        let room = OUTPUT_BYTES_MAX.saturating_sub(self.bytes.len());
-        self.is_cut |= count > room;
-        let kept = piece.get(..count.min(room)).unwrap_or_default();
-        self.bytes.extend_from_slice(kept);
-        count > 0
+impl Running {
+    fn group(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
     }
 
-    fn text(&self) -> Option<Box<str>> {
-        let mut text = String::from_utf8_lossy(&self.bytes).trim_end().to_owned();
-        if self.is_cut {
-            text.push_str("\n[more was said and is left out]");
-        }
-        (!text.is_empty()).then(|| text.into_boxed_str())
+    /// Waits for its end, and kills what it leaves in its group. Blocks until then.
+    fn wait(mut self) -> io::Result<End> {
+        let group = self.group();
+        // Looked at without being taken away, so that the group's number still means this group when it is killed.
+        while let Err(nix::errno::Errno::EINTR) =
+            waitid(Id::Pid(group), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
+        {}
+        let _ = killpg(group, Signal::SIGKILL);
+        let status = self.child.wait()?;
+        Ok(match (status.code(), status.signal()) {
+            (Some(code), _) => End::Code(code),
+            (None, signal) => End::Signal(signal.unwrap_or(0)),
+        })
     }
 }

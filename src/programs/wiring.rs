@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use crate::address::{Address, Domain};
 use crate::clock::{Clock, SystemClock};
 use crate::config::endpoint::SMTP_PORT;
 use crate::config::host::HostName;
+use crate::config::mailer::SMRSH_DIRECTORY;
 use crate::config::sandbox::SANDBOX_VARIABLE;
 use crate::config::{Config, Remote};
 use crate::deliver::{
@@ -181,6 +183,7 @@ pub fn mailers(
             lock_wait_max: MAILBOX_LOCK_WAIT_MAX,
         },
         named: NamedOptions {
+            smrsh_directory: smrsh_directory(config),
             shell: config.deliver.local_shell.clone(),
             time_limit: config.deliver.program_time_limit,
             mailers: config.deliver.mailers.clone(),
@@ -226,6 +229,17 @@ pub fn mailers(
         resolver,
         Arc::clone(&system.clock),
     )
+}
+
+/// What smrsh is told to find its programs in, if it is the shell of commands and not to look in its own place.
+fn smrsh_directory(config: &Config) -> Option<PathBuf> {
+    let deliver = &config.deliver;
+    let is_smrsh = deliver
+        .local_shell
+        .file_name()
+        .is_some_and(|name| name == "smrsh");
+    (is_smrsh && deliver.smrsh_directory != Path::new(SMRSH_DIRECTORY))
+        .then(|| deliver.smrsh_directory.clone())
 }
 
 fn is_own_name(router: &Router, name: &str) -> bool {

@@ -22,7 +22,7 @@ use crate::deliver::{Attempt, ContentOpener, DeliveryRecipient, Destination, Nex
 use crate::envelope::{
     ControllingUser, Delivery, Envelope, Outcome, Recipient, RecipientId, RecipientState,
 };
-use crate::maillog::ToLine;
+use crate::maillog::{QueueId, Severity, ToLine};
 use crate::route::{Hop, Route, Taken};
 use crate::spool::{Lease, NewMessage, SpoolError, StoredMessage, Update};
 use crate::status::Status;
@@ -30,6 +30,8 @@ use crate::status::Status;
 /// Sendmail's priority: what each recipient adds, and what each attempt.
 const PRIORITY_OF_RECIPIENT: i64 = 30_000;
 const PRIORITY_OF_ATTEMPT: i64 = 90_000;
+/// The LogLevel at which the output of programs that deliver is logged: that of failures.
+const OUTPUT_LOG_LEVEL: u32 = 8;
 
 /// What routing made of a message.
 struct Plan {
@@ -519,6 +521,13 @@ fn log(
                 priority,
                 outcome,
             });
+            for line in outcome.program.iter().flat_map(|program| &program.output) {
+                let text = format!("{}: {line}", outcome.mailer);
+                let id = QueueId::Known(message.id);
+                shared
+                    .maillog
+                    .write(Severity::Info, OUTPUT_LOG_LEVEL, id, &text);
+            }
         }
     }
 }

@@ -547,7 +547,7 @@ pub(super) fn decode_outcome(payload: &[u8]) -> Result<OutcomeRecord, Malformed>
         reply: from.option(In::string)?,
         relay: from.string()?,
         mailer: from.string()?,
-        transcript: None,
+        program: None,
         is_notify_passed_on: from.u8()? != 0,
     };
     from.end()?;

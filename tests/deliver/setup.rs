@@ -8,11 +8,12 @@ use std::time::Duration;
 use diligence::address::{Address, ReversePath};
 use diligence::clock::SystemClock;
 use diligence::deliver::{
-    Attempt, DeliverOptions, DeliveryRecipient, MailboxOptions, MailboxOwner, Mailers, OwnerLookup,
-    SmtpOptions, SmtpTimeouts, Verbose,
+    Attempt, DeliverOptions, DeliveryRecipient, MailboxOptions, MailboxOwner, Mailers,
+    NamedOptions, OwnerLookup, SmtpOptions, SmtpTimeouts, Verbose,
 };
 use diligence::dns::{Resolver, TableResolver};
 use diligence::envelope::{Envelope, MessageId, Recipient, RecipientId};
+use diligence::safe_file::Who;
 
 /// Options with a mailbox directory, for loopback.
 pub(crate) fn options(directory: &Path) -> DeliverOptions {
@@ -22,7 +23,10 @@ pub(crate) fn options(directory: &Path) -> DeliverOptions {
             directory: directory.to_owned(),
             lock_wait_max: Duration::from_millis(50),
         },
-        named: diligence::deliver::NamedOptions::default(),
+        named: NamedOptions {
+            default_user: own_ids(),
+            ..NamedOptions::default()
+        },
         smtp: SmtpOptions {
             helo_name: "gold.example.test".to_owned(),
             port: 25,
@@ -32,6 +36,14 @@ pub(crate) fn options(directory: &Path) -> DeliverOptions {
             cache_size: 4,
             cache_idle_max: Duration::from_secs(60),
         },
+    }
+}
+
+/// The ids of this process, as which programs run that act for nobody.
+fn own_ids() -> Who {
+    Who {
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
     }
 }
 
