@@ -241,8 +241,8 @@ pub struct ControllingUser {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recipient {
     /// What mail is to be sent to. In envelope recipients the address text as received, without angle brackets; in
-    /// children of expansions any delivery target of aliases(5): an address, `\user`, `|command`, `/file`,
-    /// `:include:/file`.
+    /// children of expansions any delivery target of aliases(5): an address, `\user`, `|command` with the quotes it had,
+    /// `/file`, `:include:/file`.
     pub target: String,
     /// Whether it is shown with angle brackets in log and queue listing, as addresses from SMTP are.
     pub has_brackets: bool,
@@ -279,8 +279,6 @@ impl Recipient {
     pub fn shown(&self) -> String {
         if self.has_brackets {
             format!("<{}>", self.target)
-        } else if self.target.starts_with('|') {
-            format!("\"{}\"", self.target)
         } else {
             self.target.clone()
         }

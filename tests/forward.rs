@@ -91,6 +91,51 @@ impl Site {
 }
 
 #[test]
+fn every_address_is_verified_as_in_the_transcripts() {
+    let transcript = include_str!("fixtures/verify.txt");
+    let site = Site::new("postmaster: root\n");
+    let lists = site.path("lists").display().to_string();
+    let (head, answers) = transcript.split_once("--answers--\n").unwrap();
+    let aliases = head.split_once("--aliases--\n").unwrap().1;
+    fs::create_dir(&lists).unwrap();
+    fs::set_permissions(&lists, fs::Permissions::from_mode(0o755)).unwrap();
+    let list =
+        "# a comment line\nalice, bob\n\"|/bin/cat\"\n/var/log/incfile\n\nnosuch1\nx@ok.test\n";
+    site.write("lists/list1", 0o644, list);
+    site.write("lists/badperm", 0o666, "alice\n");
+    site.aliases(&aliases.replace("LISTS", &lists));
+    let passwd = site.path("etc/passwd");
+    let mut users = fs::read_to_string(&passwd).unwrap();
+    for user in ["root", "alice"] {
+        users.push_str(&format!("{user}:x:0:0::/home/{user}:/bin/sh\n"));
+        fs::create_dir_all(site.path(&format!("home/{user}"))).unwrap();
+    }
+    fs::write(passwd, users).unwrap();
+    site.sandbox
+        .configure("host_name = \"gold.example.test\"\n");
+    fs::write(site.path("etc/mail/local-host-names"), "gold\n").unwrap();
+    let mut count = 0;
+    for case in answers.split("$\t").filter(|case| !case.is_empty()) {
+        let (arguments, rest) = case.split_once('\n').unwrap();
+        let arguments: Vec<&str> = arguments.split('\t').collect();
+        let arguments: Vec<String> = arguments
+            .iter()
+            .map(|argument| argument.replace("LISTS", &lists))
+            .collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let (lines, code) = rest.trim_end().rsplit_once("exit ").unwrap();
+        let output = site.sandbox.run("sendmail", &arguments, "");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8(said).unwrap().replace(&lists, "LISTS");
+        assert_eq!(said, lines, "{arguments:?}");
+        let code: i32 = code.parse().unwrap();
+        assert_eq!(output.status.code().unwrap(), code, "{arguments:?}");
+        count += 1;
+    }
+    assert!(count > 60, "{count} cases");
+}
+
+#[test]
 fn every_kind_of_forward_is_verified_as_sendmail_does() {
     let site = Site::new("postmaster: bob\n");
     let mailbox = |user: &str| format!("{user}... deliverable: mailer local, user {user}");
@@ -115,10 +160,15 @@ fn every_kind_of_forward_is_verified_as_sendmail_does() {
         &["HOME/dave/mbox... deliverable: mailer *file*, user HOME/dave/mbox"],
         0,
     );
+    // Only a # that begins the line makes it a comment, or #@# on its own.
     forward("# comment\n\nbob\ncarol, erin # x\n");
+    let odd = "HOME/dave/.forward: line 4: erin # x... User unknown";
+    site.expect("dave", &[odd, &bob, &mailbox("carol")], 67);
+    forward("# comment\n\nbob\ncarol, erin #@# x\n");
     site.expect("dave", &[&bob, &mailbox("erin"), &mailbox("carol")], 0);
     forward("nosuchuser\n");
-    site.expect("dave", &["nosuchuser... User unknown"], 67);
+    let unknown = "HOME/dave/.forward: line 1: nosuchuser... User unknown";
+    site.expect("dave", &[unknown], 67);
     forward("");
     site.expect("dave", &[&dave], 0);
     // Forwarding to itself means the mailbox, with what else stands there.
@@ -136,7 +186,11 @@ fn every_kind_of_forward_is_verified_as_sendmail_does() {
     site.expect("dave", &[&bob], 0);
     let (text, _) = site.verify(&["-v", "dave"]);
     assert!(
-        text.starts_with("dave... forwarding to :include:HOME/dave/list\n"),
+        text.starts_with(
+            "HOME/dave/.forward: line 1: forwarding to :include:HOME/dave/list\n\
+             HOME/dave/.forward: line 1: :include:HOME/dave/list... including file HOME/dave/list\n\
+             HOME/dave/list: line 1: sending to bob\n"
+        ),
         "{text}"
     );
 }

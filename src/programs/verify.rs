@@ -8,9 +8,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::client_queue::relay_to_mta;
 use super::submit::log::open_maillog;
 use super::submit::say;
-use super::wiring;
+use super::wiring::{self, System};
 use crate::cli::Invocation;
 use crate::config::host::HostName;
 use crate::config::{Config, Role};
@@ -66,8 +67,12 @@ pub fn run(invocation: &Invocation, config: &Config) -> ExitCode {
     code
 }
 
-/// A router as the daemon has it.
+/// A router as the daemon has it, or the client queue's runner.
 fn router(config: &Config) -> Result<Router, RouteError> {
+    if config.role == Role::Msp {
+        let system = System::new(config);
+        return wiring::client_router(config, &system, relay_to_mta(config));
+    }
     let name = HostName::find(&config.host);
     let maillog = open_maillog(config, &name);
     let users = Users::new(

@@ -14,14 +14,15 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
-use super::forward::{Found, Line};
+use super::forward::Found;
 use super::resolve::{LOOP, LOOP_TEXT, Place, UNKNOWN_TEXT};
 use super::target::{Target, quote_local, split};
 use super::{Route, RouteError, Router};
 use crate::address::Address;
 use crate::envelope::{ControllingUser, Recipient, RecipientState};
-use crate::safe_file::{self, Lenience, Purpose, ReadRequest, Refusal, Who};
+use crate::safe_file::{Purpose, ReadRequest, Refusal, Who};
 use crate::status::{Status, Verdict};
 use crate::users::User;
 
@@ -29,6 +30,8 @@ use crate::users::User;
 const ALIAS_DEPTH_MAX: usize = 200;
 /// Most recipients that one expansion gives.
 pub const EXPANSION_MAX: usize = 200_000;
+/// Most steps that are told of one walk.
+const STEPS_TOLD_MAX: usize = 10_000;
 /// 5.2.4, mailing list expansion problem.
 pub(super) const LIST_PROBLEM: Status = Status::new(5, 2, 4);
 
@@ -59,16 +62,55 @@ impl Taken {
     }
 }
 
+/// A line of a file: where something stands.
+pub(super) type Origin = (Arc<str>, usize);
+
 /// One end of a walk.
 #[derive(Debug, Clone)]
 pub(super) struct End {
     pub(super) target: Target,
-    /// With whose rights programs are run and files written; `None`: nobody's in particular.
+    /// As it stands where it was found, a command with its quotes.
+    pub(super) text: String,
+    /// With whose rights programs are run and files written; `None`: it must not be used so.
     pub(super) controlling_user: Option<ControllingUser>,
     /// The envelope sender, if a list on the way has an owner.
     pub(super) sender: Option<String>,
-    /// Where it stands, if in a list: `/etc/mail/list: line 6`.
-    pub(super) origin: Option<String>,
+    /// Where it stands, if in a file.
+    pub(super) origin: Option<Origin>,
+    /// Why it leads nowhere, where that is known: a list that can't be opened.
+    pub(super) failure: Option<String>,
+}
+
+impl End {
+    /// An end that nothing led to: what was asked for itself.
+    pub(super) fn of(target: Target, text: &str) -> Self {
+        Self {
+            target,
+            text: text.to_owned(),
+            controlling_user: None,
+            sender: None,
+            origin: None,
+            failure: None,
+        }
+    }
+
+    /// What Sendmail puts before what it says of it: `/etc/mail/list: line 6: `.
+    pub(super) fn place(&self) -> String {
+        place_of(self.origin.as_ref())
+    }
+}
+
+fn place_of(origin: Option<&Origin>) -> String {
+    origin.map_or(String::new(), |(path, number)| {
+        format!("{path}: line {number}: ")
+    })
+}
+
+/// Whether the steps of a walk are wanted, which are many for a long list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Steps {
+    Told,
+    Untold,
 }
 
 /// What an alias leads to.
@@ -92,7 +134,7 @@ impl Router {
         recipient: &Recipient,
         taken: &mut Taken,
     ) -> Result<Option<Route>, RouteError> {
-        let ends = self.ends_of(local, &recipient.shown(), taken)?;
+        let ends = self.ends_of(local, &recipient.shown(), taken, Steps::Untold)?;
         Ok(ends.map(|ends| expanded(ends, recipient)))
     }
 
@@ -103,14 +145,16 @@ impl Router {
         recipient: &Recipient,
         taken: &mut Taken,
     ) -> Result<Route, RouteError> {
-        let mut walk = Walk::new(self, taken, &recipient.shown());
+        let mut walk = Walk::new(self, taken, &recipient.shown(), Steps::Untold);
         walk.controlling_user
             .clone_from(&recipient.controlling_user);
-        if let Err(error) = walk.include(path) {
-            taken.keys = walk.taken;
-            return Err(error);
+        match walk.include(path) {
+            Ok(()) => Ok(expanded(walk.end(taken), recipient)),
+            Err(error) => {
+                taken.keys = walk.taken;
+                Err(error)
+            }
         }
-        Ok(expanded(walk.end(taken), recipient))
     }
 
     /// Walks the tree under a name of this host, `shown` being how the log shows the recipient. `None` if the name is no
@@ -120,9 +164,10 @@ impl Router {
         local: &str,
         shown: &str,
         taken: &mut Taken,
+        steps: Steps,
     ) -> Result<Option<Ends>, RouteError> {
-        let mut walk = Walk::new(self, taken, shown);
-        match walk.follow(local) {
+        let mut walk = Walk::new(self, taken, shown, steps);
+        match walk.follow(local, shown) {
             Ok(true) => Ok(Some(walk.end(taken))),
             Ok(false) => {
                 taken.keys = walk.taken;
@@ -138,21 +183,36 @@ impl Router {
 
 /// The route that a walk's ends are.
 fn expanded(ends: Ends, recipient: &Recipient) -> Route {
-    if ends.targets.is_empty()
-        && let Some((status, text)) = ends.broken
-    {
-        return Route::Failed { status, text };
+    // If nothing leads anywhere it is the recipient itself that fails.
+    if ends.targets.iter().all(|end| end.failure.is_some()) {
+        if let Some((status, text)) = ends.broken {
+            return Route::Failed { status, text };
+        }
+        if let Some(text) = ends.targets.into_iter().find_map(|end| end.failure) {
+            let status = LIST_PROBLEM;
+            return Route::Failed { status, text };
+        }
+        return Route::Expand {
+            children: Vec::new(),
+            shown: ends.shown,
+        };
     }
     let children = ends
         .targets
         .into_iter()
         .map(|end| Recipient {
-            target: end.target.to_text(),
+            controlling_user: match end.target {
+                Target::Program(_) | Target::File(_) => end.controlling_user,
+                _ => end
+                    .controlling_user
+                    .or_else(|| recipient.controlling_user.clone()),
+            },
+            target: match end.target {
+                Target::Program(_) => end.text,
+                target => target.to_text(),
+            },
             has_brackets: false,
             parent: None,
-            controlling_user: end
-                .controlling_user
-                .or_else(|| recipient.controlling_user.clone()),
             notify: recipient.notify,
             original_recipient: recipient.original_recipient.clone(),
             sender: end.sender.or_else(|| recipient.sender.clone()),
@@ -168,40 +228,45 @@ fn expanded(ends: Ends, recipient: &Recipient) -> Route {
 struct Walk<'r> {
     router: &'r Router,
     taken: HashSet<String>,
-    /// How the log shows the recipient that all comes from.
-    shown: String,
     depth_max: usize,
+    steps: Steps,
     /// Keys of the ends found.
     seen: HashSet<String>,
     /// Names and lists followed.
     walked: HashSet<String>,
     /// The names and lists that led to where we are.
     chain: Vec<String>,
-    /// Whose rights count where we are.
+    /// Whose rights count where we are; `None`: the default user's.
     controlling_user: Option<ControllingUser>,
+    /// How the log shows the innermost name or list.
+    acting_name: String,
+    /// Whether what we read could have been written by others, so that it must not act for anybody.
+    is_unsafe: bool,
     /// The owner of the innermost list that has one.
     sender: Option<String>,
-    /// Where we are in a list.
-    origin: Option<String>,
+    /// Where we are in a file.
+    origin: Option<Origin>,
     /// What stands for the first branch that was cut off.
     stub: Option<Target>,
     ends: Ends,
 }
 
 impl<'r> Walk<'r> {
-    fn new(router: &'r Router, taken: &mut Taken, shown: &str) -> Self {
+    fn new(router: &'r Router, taken: &mut Taken, shown: &str, steps: Steps) -> Self {
         Self {
             router,
             // Lent for the walk, and given back however it ends.
             taken: std::mem::take(&mut taken.keys),
-            shown: shown.to_owned(),
             depth_max: usize::try_from(router.options.max_alias_recursion)
                 .unwrap_or(ALIAS_DEPTH_MAX)
                 .clamp(1, ALIAS_DEPTH_MAX),
+            steps,
             seen: HashSet::new(),
             walked: HashSet::new(),
             chain: Vec::new(),
             controlling_user: None,
+            acting_name: shown.to_owned(),
+            is_unsafe: false,
             sender: None,
             origin: None,
             stub: None,
@@ -212,11 +277,9 @@ impl<'r> Walk<'r> {
     fn end(self, taken: &mut Taken) -> Ends {
         let mut ends = self.ends;
         if !ends.targets.is_empty() {
-            ends.targets.extend(self.stub.map(|target| End {
-                target,
-                controlling_user: None,
-                sender: None,
-                origin: None,
+            ends.targets.extend(self.stub.map(|target| {
+                let text = target.to_text();
+                End::of(target, &text)
             }));
         }
         taken.keys = self.taken;
@@ -224,18 +287,29 @@ impl<'r> Walk<'r> {
         ends
     }
 
-    fn step(&mut self, name: &str, what: String) {
+    /// Tells of a name that is followed.
+    fn step(&mut self, name: &str, what: &str) {
         if self.ends.shown.is_empty() {
-            self.ends.shown.clone_from(&what);
+            what.clone_into(&mut self.ends.shown);
         }
-        self.ends.steps.push(format!("{name}... {what}"));
+        self.tell(|| format!("{name}... {what}"));
+    }
+
+    /// Says something to whoever wants the steps, with the line it is said of.
+    fn tell(&mut self, line: impl FnOnce() -> String) {
+        if self.steps == Steps::Told && self.ends.steps.len() < STEPS_TOLD_MAX {
+            let place = place_of(self.origin.as_ref());
+            self.ends.steps.push(format!("{place}{}", line()));
+        }
     }
 
     /// Follows a mailbox name that is an alias, or whose user forwards. `false` if it is neither.
-    fn follow(&mut self, local: &str) -> Result<bool, RouteError> {
+    fn follow(&mut self, local: &str, shown: &str) -> Result<bool, RouteError> {
         let folded = local.to_lowercase();
         if let Some(value) = self.router.alias_or_default(&folded)? {
-            self.alias(folded, &value)?;
+            let outer = std::mem::replace(&mut self.acting_name, shown.to_owned());
+            self.alias(folded, shown, &value)?;
+            self.acting_name = outer;
             return Ok(true);
         }
         let Some((user, detail)) = self.router.find_user(local)? else {
@@ -244,7 +318,9 @@ impl<'r> Walk<'r> {
         let Some(found) = self.router.forward_of(&user, detail.as_deref())? else {
             return Ok(false);
         };
-        self.forward(local, folded, &user, &found)?;
+        let outer = std::mem::replace(&mut self.acting_name, shown.to_owned());
+        self.forward(folded, &user, &found)?;
+        self.acting_name = outer;
         Ok(true)
     }
 
@@ -264,7 +340,7 @@ impl<'r> Walk<'r> {
     }
 
     /// Follows one alias, whose name is in lower case.
-    fn alias(&mut self, name: String, value: &str) -> Result<(), RouteError> {
+    fn alias(&mut self, name: String, shown: &str, value: &str) -> Result<(), RouteError> {
         if !self.is_deep_enough(&name) {
             return Ok(());
         }
@@ -278,14 +354,18 @@ impl<'r> Walk<'r> {
         if targets.is_empty() {
             return Err(trouble("no targets".to_owned()));
         }
-        self.step(&name, format!("aliased to {value}"));
+        self.step(shown, &format!("aliased to {value}"));
         self.walked.insert(name.clone());
         let owner = self.router.owner_of_list(&name)?;
         let outer = owner.map(|owner| self.sender.replace(owner));
+        // What an alias names acts for nobody in particular, whoever led to the alias.
+        let outer_user = self.controlling_user.take();
+        let outer_unsafe = std::mem::take(&mut self.is_unsafe);
         self.chain.push(name.clone());
-        let targets: Vec<Target> = targets.into_iter().map(Target::parse).collect();
-        self.targets(&name, targets)?;
+        self.targets(&name, &targets)?;
         self.chain.pop();
+        self.is_unsafe = outer_unsafe;
+        self.controlling_user = outer_user;
         if let Some(outer) = outer {
             self.sender = outer;
         }
@@ -293,49 +373,37 @@ impl<'r> Walk<'r> {
     }
 
     /// Follows what a user's `.forward` says.
-    fn forward(
-        &mut self,
-        local: &str,
-        folded: String,
-        user: &User,
-        found: &Found,
-    ) -> Result<(), RouteError> {
+    fn forward(&mut self, folded: String, user: &User, found: &Found) -> Result<(), RouteError> {
         if !self.is_deep_enough(&folded) {
             return Ok(());
         }
         self.walked.insert(folded.clone());
-        let outer = self.controlling_user.replace(ControllingUser {
-            name: self.shown.clone(),
+        let outer_user = self.controlling_user.replace(ControllingUser {
+            name: self.acting_name.clone(),
             uid: user.uid,
             gid: user.gid,
         });
+        let outer_unsafe = std::mem::replace(&mut self.is_unsafe, found.is_writable_by_others);
         self.chain.push(folded.clone());
-        for Line { text, .. } in &found.lines {
-            self.step(local, format!("forwarding to {text}"));
-            let targets = self.pieces(&found.path, text)?;
-            self.targets(&folded, targets)?;
-        }
+        self.lines(&folded, found, "forwarding")?;
         self.chain.pop();
-        self.controlling_user = outer;
+        self.is_unsafe = outer_unsafe;
+        self.controlling_user = outer_user;
         Ok(())
     }
 
-    /// The targets on a line of a file.
-    fn pieces(&self, path: &Path, text: &str) -> Result<Vec<Target>, RouteError> {
-        let pieces = split(text).ok_or_else(|| RouteError::Lookup {
-            table: path.display().to_string(),
-            detail: "too many targets on a line".to_owned(),
-        })?;
-        Ok(pieces.into_iter().map(Target::parse).collect())
-    }
-
-    /// Follows a list. With no rights of a user's the list is read with this host's own, and acts with its owner's.
+    /// Follows a list. Where no user's rights count it is read with its owner's, and acts with them.
     fn include(&mut self, path: &str) -> Result<(), RouteError> {
         let name = format!(":include:{path}");
-        if self.chain.contains(&name) || self.walked.contains(&name) || !self.is_deep_enough(&name)
-        {
+        if self.walked.contains(&name) {
+            self.tell(|| format!("{name}... duplicate suppressed"));
             return Ok(());
         }
+        if !self.is_deep_enough(&name) {
+            return Ok(());
+        }
+        self.step(&name, &format!("including file {path}"));
+        self.walked.insert(name.clone());
         let who = self.controlling_user.as_ref().map(|user| Who {
             uid: user.uid,
             gid: user.gid,
@@ -349,13 +417,10 @@ impl<'r> Walk<'r> {
                 });
             }
             Err(refusal) => {
-                let text = format!("{name}... Cannot open {path}: {refusal}");
-                self.cut(Target::Include(path.to_owned()), LIST_PROBLEM, text);
-                return Ok(());
+                let failure = format!("Cannot open {path}: {refusal}");
+                return self.add_end(Target::Include(path.to_owned()), name, Some(failure));
             }
         };
-        self.step(&name, format!("including file {path}"));
-        self.walked.insert(name.clone());
         self.chain.push(name.clone());
         let outer_user = self.controlling_user.clone();
         if outer_user.is_none() && found.owner.uid != 0 {
@@ -365,86 +430,133 @@ impl<'r> Walk<'r> {
                 gid: found.owner.gid,
             });
         }
-        let outer_origin = self.origin.take();
-        for Line { number, text } in &found.lines {
-            self.step(&name, format!("sending to {text}"));
-            self.origin = Some(format!("{path}: line {number}"));
-            let targets = self.pieces(&found.path, text)?;
-            self.targets(&name, targets)?;
-        }
-        self.origin = outer_origin;
+        let outer_name = std::mem::replace(&mut self.acting_name, name.clone());
+        let outer_unsafe = self.is_unsafe;
+        self.is_unsafe |= found.is_writable_by_others;
+        self.lines(&name, &found, "sending")?;
+        self.is_unsafe = outer_unsafe;
+        self.acting_name = outer_name;
         self.controlling_user = outer_user;
         self.chain.pop();
         Ok(())
     }
 
+    /// Follows what the lines of a file name.
+    fn lines(&mut self, name: &str, found: &Found, verb: &str) -> Result<(), RouteError> {
+        let path: Arc<str> = found.path.to_string_lossy().into();
+        for (number, text) in found.lines() {
+            let outer = self.origin.replace((Arc::clone(&path), number));
+            let what = || format!("{verb} to {text}");
+            if self.ends.shown.is_empty() {
+                self.ends.shown = what();
+            }
+            self.tell(what);
+            let pieces = split(&text).ok_or_else(|| RouteError::Lookup {
+                table: path.to_string(),
+                detail: format!("line {number}: too many targets"),
+            })?;
+            self.targets(name, &pieces)?;
+            self.origin = outer;
+        }
+        Ok(())
+    }
+
     /// What stands in one place, last first: those that name the place itself before all others.
-    fn targets(&mut self, name: &str, targets: Vec<Target>) -> Result<(), RouteError> {
-        let mut others = Vec::with_capacity(targets.len());
-        for target in targets.into_iter().rev() {
+    fn targets(&mut self, name: &str, pieces: &[&str]) -> Result<(), RouteError> {
+        let mut others = Vec::with_capacity(pieces.len());
+        for text in pieces.iter().rev() {
+            let target = Target::parse(text);
             let place = match &target {
                 Target::Address(address) => Some(self.router.place(address)),
                 _ => None,
             };
             match place {
                 Some(Place::Here(local)) if local.to_lowercase() == name => {
-                    // It names itself: the user of that name gets it.
+                    // It names itself: the user of that name gets it, if there is one.
                     if self.router.find_user(&local)?.is_some() {
-                        self.add(mailbox(&local))?;
+                        self.add(mailbox(&local), text)?;
                     } else {
-                        self.cut(mailbox(name), LOOP, LOOP_TEXT.to_owned());
+                        let unknown = UNKNOWN_TEXT.to_owned();
+                        self.cut(mailbox(name), Status::NO_USER, unknown);
                     }
                 }
-                place => others.push((target, place)),
+                place => others.push((target, text, place)),
             }
         }
-        for (target, place) in others {
+        for (target, text, place) in others {
             match (place, target) {
-                (Some(Place::Here(local)), _) => self.local(&local)?,
-                (Some(Place::Elsewhere(address)), _) => self.add(Target::Address(address))?,
+                (Some(Place::Here(local)), _) => self.local(&local, text)?,
+                (Some(Place::Elsewhere(address)), _) => {
+                    self.add(Target::Address(address), text)?;
+                }
                 (None, Target::Include(path)) => self.include(&path)?,
-                (None, target) => self.add(target)?,
+                (None, target) => self.add(target, text)?,
             }
         }
         Ok(())
     }
 
     /// A mailbox name that something leads to.
-    fn local(&mut self, local: &str) -> Result<(), RouteError> {
+    fn local(&mut self, local: &str, text: &str) -> Result<(), RouteError> {
         let folded = local.to_lowercase();
         if let Some(at) = self.chain.iter().position(|name| *name == folded) {
             for name in self.chain.get(at..).unwrap_or_default().to_vec() {
                 if self.router.find_user(&name)?.is_some() {
-                    return self.add(mailbox(&name));
+                    return self.add(mailbox(&name), &name);
                 }
             }
-            self.cut(mailbox(&folded), LOOP, LOOP_TEXT.to_owned());
+            // The recipient itself is followed once more, as in Sendmail, whose steps show it.
+            let is_again = self.chain.iter().filter(|name| **name == folded).count() > 1;
+            if at == 0 && !is_again {
+                self.follow(local, text)?;
+            } else {
+                self.tell(|| format!("{text}... duplicate suppressed"));
+                self.cut(mailbox(&folded), LOOP, LOOP_TEXT.to_owned());
+            }
             return Ok(());
         }
-        if self.walked.contains(&folded) || self.follow(local)? {
+        if self.walked.contains(&folded) {
+            self.tell(|| format!("{text}... duplicate suppressed"));
             return Ok(());
         }
-        self.add(mailbox(local))
+        if self.follow(local, text)? {
+            return Ok(());
+        }
+        self.add(mailbox(local), text)
     }
 
     /// Adds an end, unless the message has it.
-    fn add(&mut self, target: Target) -> Result<(), RouteError> {
+    fn add(&mut self, target: Target, text: &str) -> Result<(), RouteError> {
+        self.add_end(target, text.to_owned(), None)
+    }
+
+    fn add_end(
+        &mut self,
+        target: Target,
+        text: String,
+        failure: Option<String>,
+    ) -> Result<(), RouteError> {
         let mut key = self.router.key(&target);
-        let is_special = matches!(target, Target::Program(_) | Target::File(_));
-        let controlling_user = match &self.controlling_user {
-            Some(user) if is_special => {
+        let controlling_user = match &target {
+            Target::Program(_) | Target::File(_) if self.is_unsafe => None,
+            Target::Program(_) | Target::File(_) => {
+                let user = self.controlling_user.clone().unwrap_or_else(|| {
+                    let Who { uid, gid } = self.router.default_user;
+                    let name = self.acting_name.clone();
+                    ControllingUser { name, uid, gid }
+                });
                 // The same command of two users is two programs.
-                key = format!("{key}\u{0}{}", user.uid);
-                Some(user.clone())
+                if self.controlling_user.is_some() {
+                    key = format!("{key}\u{0}{}", user.uid);
+                }
+                Some(user)
             }
-            None if is_special => {
-                let Who { uid, gid } = self.router.default_user;
-                let name = self.shown.clone();
-                Some(ControllingUser { name, uid, gid })
-            }
+            // Whoever's list could not be read is asked again with that user's rights.
+            Target::Include(_) => self.controlling_user.clone(),
             _ => None,
         };
         if self.taken.contains(&key) || !self.seen.insert(key) {
+            self.tell(|| format!("{text}... duplicate suppressed"));
             return Ok(());
         }
         if self.ends.targets.len() >= EXPANSION_MAX {
@@ -455,9 +567,11 @@ impl<'r> Walk<'r> {
         }
         self.ends.targets.push(End {
             target,
+            text,
             controlling_user,
             sender: self.sender.clone(),
             origin: self.origin.clone(),
+            failure,
         });
         Ok(())
     }
@@ -472,34 +586,32 @@ impl<'r> Walk<'r> {
 }
 
 impl Router {
-    /// The lines of a list.
+    /// A list, read.
     fn read_list(&self, path: &str, who: Option<Who>) -> Result<Found, Refusal> {
         let path = Path::new(path);
-        let text = safe_file::read(&ReadRequest {
+        let text = (self.read_as)(&ReadRequest {
             path,
             purpose: Purpose::Include,
             who,
-            lenience: Lenience::default(),
+            lenience: self.lenience.include,
             trusted: self.options.sandbox.as_deref(),
         })?;
         Ok(Found::new(path, text))
     }
 
     /// The envelope sender of a list that has an owner: what `owner-NAME` leads to if that is one address, else
-    /// `owner-NAME` itself. Source: aliases(5).
+    /// `owner-NAME` itself; the owner of an owner is `owner-owner`. Source: aliases(5), op.me 4.7.
     fn owner_of_list(&self, name: &str) -> Result<Option<String>, RouteError> {
-        if name.starts_with("owner-") || name.ends_with("-request") {
-            return Ok(None);
-        }
-        let owner = format!("owner-{name}");
+        let owner = if name.starts_with("owner-") {
+            "owner-owner".to_owned()
+        } else {
+            format!("owner-{name}")
+        };
         let Some(value) = self.alias(&owner)? else {
             return Ok(None);
         };
-        let single = match split(&value).unwrap_or_default().as_slice() {
-            [only] => match Target::parse(only) {
-                Target::Address(address) => Some(address),
-                _ => None,
-            },
+        let single = match Target::parse(&value) {
+            Target::Address(address) if !value.contains([',', ':', '/', '|', '"']) => Some(address),
             _ => None,
         };
         let address = single.unwrap_or_else(|| Address::from_parts(quote_local(&owner), None));

@@ -6,62 +6,58 @@
 
 #![deny(clippy::indexing_slicing)]
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::{RouteError, Router};
-use crate::safe_file::{self, Lenience, Purpose, ReadRequest, Text, Who};
+use crate::safe_file::{Purpose, ReadRequest, Text, Who};
 use crate::status::Verdict;
 use crate::users::User;
-
-/// A line that names targets.
-pub(super) struct Line {
-    /// Counted from 1.
-    pub(super) number: usize,
-    pub(super) text: String,
-}
 
 /// A file of targets, read.
 pub(super) struct Found {
     pub(super) path: PathBuf,
     pub(super) owner: Who,
-    /// Without comments and empty lines.
-    pub(super) lines: Vec<Line>,
+    pub(super) is_writable_by_others: bool,
+    bytes: Vec<u8>,
 }
 
 impl Found {
     pub(super) fn new(path: &Path, text: Text) -> Self {
-        let lines = String::from_utf8_lossy(&text.bytes)
-            .lines()
-            .enumerate()
-            .map(|(at, line)| (at + 1, line.trim()))
-            .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
-            .map(|(number, line)| Line {
-                number,
-                text: without_comment(line).to_owned(),
-            })
-            .collect();
         Self {
             path: path.to_owned(),
             owner: text.owner,
-            lines,
+            is_writable_by_others: text.is_writable_by_others,
+            bytes: text.bytes,
         }
+    }
+
+    /// The lines that name targets, with their numbers from 1: no comments and none that are empty.
+    pub(super) fn lines(&self) -> impl Iterator<Item = (usize, Cow<'_, str>)> {
+        self.bytes
+            .split(|byte| *byte == b'\n')
+            .enumerate()
+            .map(|(at, line)| (at + 1, line.strip_suffix(b"\r").unwrap_or(line)))
+            .filter(|(_, line)| !line.is_empty() && !line.starts_with(b"#"))
+            .map(|(number, line)| (number, without_comment(String::from_utf8_lossy(line))))
+            .filter(|(_, line)| !line.trim().is_empty())
     }
 }
 
-/// A line as far as a `#` that follows white space. Source: Sendmail's include().
-fn without_comment(line: &str) -> &str {
-    if line.starts_with(['"', '|']) {
-        // The `#` may be the command's.
-        return line;
-    }
-    let comment = line.match_indices('#').find(|(at, _)| {
-        line.get(..*at)
-            .is_some_and(|before| before.ends_with([' ', '\t']))
+/// A line as far as ` #@#`, Sendmail's comment that may stand anywhere. Source: op.me 4.8 and Sendmail's include().
+fn without_comment(line: Cow<'_, str>) -> Cow<'_, str> {
+    let is_space = |c: char| c.is_ascii_whitespace();
+    let end = line.match_indices("#@#").find_map(|(at, mark)| {
+        let before = line.get(..at)?;
+        let after = line.get(at + mark.len()..)?;
+        let stands_alone =
+            before.ends_with(is_space) && (after.is_empty() || after.starts_with(is_space));
+        stands_alone.then(|| before.trim_end().len())
     });
-    comment
-        .and_then(|(at, _)| line.get(..at))
-        .unwrap_or(line)
-        .trim_end()
+    match end {
+        Some(end) => Cow::Owned(line.get(..end).unwrap_or_default().to_owned()),
+        None => line,
+    }
 }
 
 impl Router {
@@ -80,17 +76,18 @@ impl Router {
                 continue;
             };
             let trusted = self.options.sandbox.as_deref();
-            let refusal = match safe_file::read(&ReadRequest {
+            let refusal = match (self.read_as)(&ReadRequest {
                 path: &path,
                 purpose: Purpose::Forward,
                 who: Some(who),
-                lenience: Lenience::default(),
+                lenience: self.lenience.forward,
                 trusted,
             }) {
                 Ok(text) => {
                     let found = Found::new(&path, text);
                     // An empty one says nothing, and the mailbox gets it.
-                    return Ok((!found.lines.is_empty()).then_some(found));
+                    let says_something = found.lines().next().is_some();
+                    return Ok(says_something.then_some(found));
                 }
                 Err(refusal) => refusal,
             };
@@ -103,11 +100,7 @@ impl Router {
                     detail: format!("transient error: {refusal}"),
                 });
             }
-            // A directory that is not safe may lead to nothing: that is no news.
-            let is_there = safe_file::as_user(who, || path.symlink_metadata().is_ok());
-            if is_there {
-                (self.notice)(&format!("forward {}: {refusal}", path.display()));
-            }
+            (self.notice)(&format!("forward {}: {refusal}", path.display()));
         }
         Ok(None)
     }
@@ -145,21 +138,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn comments_end_lines_outside_commands() {
-        assert_eq!(without_comment("carol, erin # x"), "carol, erin");
-        assert_eq!(without_comment("a#b"), "a#b");
-        assert_eq!(without_comment("\"|cmd # x\""), "\"|cmd # x\"");
+    fn comments_are_sendmails() {
         let text = Text {
-            bytes: b"# c\n\nbob\r\n  carol  # y\n".to_vec(),
+            bytes: b"# c\n\nbob\r\n  carol  #@# y\n  # x\na#@#b, c #@#d\n#@#\n #@#\nlast\xff #@#"
+                .to_vec(),
             owner: Who { uid: 1, gid: 1 },
             is_writable_by_others: false,
         };
         let found = Found::new(Path::new("/f"), text);
         let lines: Vec<_> = found
-            .lines
-            .iter()
-            .map(|l| (l.number, l.text.as_str()))
+            .lines()
+            .map(|(number, line)| (number, line.into_owned()))
             .collect();
-        assert_eq!(lines, [(3, "bob"), (4, "carol")]);
+        let expected = [
+            (3, "bob"),
+            (4, "  carol"),
+            // Neither begins the line, so neither is a comment.
+            (5, "  # x"),
+            (6, "a#@#b, c #@#d"),
+            (9, "last\u{fffd}"),
+        ];
+        let expected: Vec<_> = expected.map(|(at, line)| (at, line.to_owned())).into();
+        assert_eq!(lines, expected);
     }
 }

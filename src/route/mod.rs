@@ -38,7 +38,7 @@ use crate::address::{Address, Domain};
 use crate::config::RouteOptions;
 use crate::config::host::HostName;
 use crate::envelope::Recipient;
-use crate::safe_file::Who;
+use crate::safe_file::{self, Lenience, ReadRequest, Refusal, Text, Who};
 use crate::status::{Reply, Status, Verdict};
 use crate::users::Users;
 use class::Class;
@@ -81,6 +81,18 @@ impl RouteError {
     pub const fn verdict(&self) -> Verdict {
         Verdict::Temporary
     }
+}
+
+/// Reads a `.forward` or a list with a user's rights: [`safe_file::read`], or what asks a process that has the rights.
+pub type ReadAs = Arc<dyn Fn(&ReadRequest<'_>) -> Result<Text, Refusal> + Send + Sync>;
+
+/// What is let pass of files that users and operators name, by kind. Source: Sendmail's DontBlameSendmail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ListLenience {
+    /// Of `.forward`s.
+    pub forward: Lenience,
+    /// Of the lists of `:include:`s.
+    pub include: Lenience,
 }
 
 /// What a [`Router`] is made of.
@@ -170,6 +182,8 @@ pub struct Router {
     notice: Notice,
     relay_to: Option<RelayTo>,
     default_user: Who,
+    read_as: ReadAs,
+    lenience: ListLenience,
 }
 
 impl Router {
@@ -221,6 +235,8 @@ impl Router {
             access,
             notice,
             relay_to: None,
+            read_as: Arc::new(safe_file::read),
+            lenience: ListLenience::default(),
         })
     }
 
@@ -228,6 +244,20 @@ impl Router {
     #[must_use]
     pub fn relaying_all(mut self, to: RelayTo) -> Self {
         self.relay_to = Some(to);
+        self
+    }
+
+    /// Has `.forward`s and lists read by `read_as`, which has the rights for it, instead of by this process.
+    #[must_use]
+    pub fn reading_as(mut self, read_as: ReadAs) -> Self {
+        self.read_as = read_as;
+        self
+    }
+
+    /// Lets pass what is not safe of `.forward`s and lists, as far as `lenience` goes.
+    #[must_use]
+    pub fn lenient(mut self, lenience: ListLenience) -> Self {
+        self.lenience = lenience;
         self
     }
 

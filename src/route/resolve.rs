@@ -135,7 +135,8 @@ impl Router {
         }
     }
 
-    /// The route of a target that acts for a user, who has to have a shell to run programs and write files.
+    /// The route of a target that acts for a user, who has to have a shell to run programs and write files. A walk
+    /// gives every such target a user, but for those that must not act for anybody.
     pub(super) fn end_for(
         &self,
         target: &Target,
@@ -146,34 +147,37 @@ impl Router {
             Target::File(_) => "files",
             _ => return self.end(target),
         };
-        let is_users = |user: &&ControllingUser| {
-            // Where everybody acts as one, ids tell nobody's shell.
-            user.uid != 0 && user.uid != self.default_user.uid && !self.users.act_as_one()
+        let refused = |text: String| {
+            Ok(Route::Failed {
+                status: NOT_AUTHORIZED,
+                text,
+            })
         };
-        let Some(user) = user.filter(is_users) else {
+        let Some(user) = user else {
+            return refused(format!("Unsafe for mailing to {kind}"));
+        };
+        // Where everybody acts as one, ids tell nobody's shell.
+        if user.uid == 0 || user.uid == self.default_user.uid || self.users.act_as_one() {
             return self.end(target);
-        };
-        let account = self
-            .users
-            .by_uid(user.uid)
-            .map_err(|error| RouteError::Lookup {
-                table: "users".to_owned(),
-                detail: error.to_string(),
-            })?;
-        let name = match &account {
+        }
+        let account = self.users.by_uid(user.uid);
+        let account = account.map_err(|error| RouteError::Lookup {
+            table: "users".to_owned(),
+            detail: error.to_string(),
+        })?;
+        match account {
             Some(account) if shells::is_valid(&account.shell, &self.options.shells) => {
-                return self.end(target);
+                self.end(target)
             }
-            Some(account) => account.name.clone(),
-            None => user.uid.to_string(),
-        };
-        Ok(Route::Failed {
-            status: NOT_AUTHORIZED,
-            text: format!(
-                "User {name}@{} doesn't have a valid shell for mailing to {kind}",
-                self.host_name
-            ),
-        })
+            Some(account) => refused(format!(
+                "User {}@{} doesn't have a valid shell for mailing to {kind}",
+                account.name, self.host_name
+            )),
+            None => refused(format!(
+                "UID {} is an unknown user: cannot mail to {kind}",
+                user.uid
+            )),
+        }
     }
 
     /// The route of a target that is no alias.
@@ -190,10 +194,13 @@ impl Router {
             Target::File(path) => Route::File { path: path.clone() },
             // Only as the end of a walk that could not open it; asked by whoever lists ends.
             Target::Include(path) => unopened(&format!("Cannot open {path}")),
-            Target::Invalid(_) => Route::Failed {
-                status: Status::NO_USER,
-                text: UNKNOWN_TEXT.to_owned(),
-            },
+            Target::Invalid(text) => {
+                let (status, text) = fault(text);
+                Route::Failed {
+                    status,
+                    text: text.to_owned(),
+                }
+            }
         })
     }
 
@@ -417,6 +424,27 @@ impl Router {
 /// `user` and `detail` of `user+detail`.
 fn plussed(local: &str) -> Option<(&str, &str)> {
     local.split_once('+').filter(|(user, _)| !user.is_empty())
+}
+
+/// What is wrong with a text that is no address. Source: Sendmail's ruleset Parse0.
+fn fault(text: &str) -> (Status, &'static str) {
+    let bare = match text.rsplit_once('<') {
+        Some((_, inner)) => inner.split('>').next().unwrap_or_default(),
+        None => text,
+    };
+    let bad_form = Status::new(5, 1, 3);
+    let is_odd = bare.contains(['"', ' ', '(', '\\']);
+    match bare.rsplit_once('@') {
+        _ if is_odd => (Status::NO_USER, UNKNOWN_TEXT),
+        Some(("", "")) | None => (Status::NO_USER, UNKNOWN_TEXT),
+        Some((_, "")) => (bad_form, "Hostname required"),
+        Some(("", _)) => (bad_form, "User address required"),
+        Some((local, _)) if local.contains('@') => (bad_form, "Invalid route address"),
+        Some((_, host)) if host.starts_with('.') || host.contains("..") => {
+            (Status::new(5, 1, 2), "Invalid host name")
+        }
+        Some(_) => (Status::NO_USER, UNKNOWN_TEXT),
+    }
 }
 
 fn local_key(local: &str) -> String {

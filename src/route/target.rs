@@ -48,6 +48,9 @@ impl Target {
             (Some(at), true) => bare.get(at + 1..bare.len() - 1).unwrap_or(bare).trim(),
             _ => bare,
         };
+        if bare.starts_with("\\\\") {
+            return Self::Invalid(text.to_owned());
+        }
         if let Some(user) = bare.strip_prefix('\\')
             && let Ok(address) = Address::parse(user)
         {

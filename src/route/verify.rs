@@ -7,7 +7,7 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::access::trouble;
-use super::expand::End;
+use super::expand::{End, Ends, LIST_PROBLEM, Steps};
 use super::resolve::{LOOP, Place, UNKNOWN_TEXT};
 use super::target::{Target, quote_local, split};
 use super::{Hop, Route, RouteError, Router, Taken, Verified};
@@ -58,7 +58,7 @@ impl Router {
         };
         let wrap = |error: RouteError| self.lookup_trouble(&error);
         let Some(ends) = self
-            .ends_of(&local, text, &mut Taken::new())
+            .ends_of(&local, text, &mut Taken::new(), Steps::Untold)
             .map_err(wrap)?
         else {
             return if self.find_user(&local).map_err(wrap)?.is_some() {
@@ -71,13 +71,20 @@ impl Router {
                 Err(unknown())
             };
         };
-        if ends.targets.is_empty() {
-            let unknown = || (LOOP, UNKNOWN_TEXT.to_owned());
-            let (status, text) = ends.broken.unwrap_or_else(unknown);
+        let good: Vec<&End> = ends
+            .targets
+            .iter()
+            .filter(|end| end.failure.is_none())
+            .collect();
+        if good.is_empty() {
+            let failure = ends.targets.iter().find_map(|end| end.failure.clone());
+            let (status, text) = ends
+                .broken
+                .or(failure.map(|text| (LIST_PROBLEM, text)))
+                .unwrap_or_else(|| (LOOP, UNKNOWN_TEXT.to_owned()));
             return Err(Reply::new(554, status, text));
         }
-        let ends = ends.targets.iter();
-        Ok(ends.map(|end| self.end_shown(&end.target)).collect())
+        Ok(good.iter().map(|end| self.end_shown(&end.target)).collect())
     }
 
     fn end_shown(&self, end: &Target) -> String {
@@ -99,8 +106,7 @@ impl Router {
         let mut lines = Vec::new();
         let mut code = ExitCode::Ok;
         let mut taken = Taken::new();
-        let arguments = split(argument).unwrap_or_default();
-        for text in arguments.into_iter().rev() {
+        for text in arguments(argument).into_iter().rev() {
             self.verify_one(text, is_verbose, &mut taken, &mut lines, &mut code);
         }
         if lines.is_empty() && code == ExitCode::Ok {
@@ -119,36 +125,11 @@ impl Router {
         code: &mut ExitCode,
     ) {
         let target = Target::parse(text);
-        if let Target::Address(address) = &target
-            && let Place::Here(local) = self.place(address)
-        {
-            match self.ends_of(&local, text, taken) {
-                Ok(Some(ends)) => {
-                    if is_verbose {
-                        lines.extend(ends.steps);
-                    }
-                    if let Some((_, broken)) = ends.broken {
-                        lines.push(broken);
-                        *code = ExitCode::Usage;
-                    }
-                    for end in &ends.targets {
-                        if matches!(end.target, Target::Include(_)) {
-                            // Said already: it is what broke.
-                            continue;
-                        }
-                        self.verify_end(&shown(&end.target), end, lines, code);
-                    }
-                    return;
-                }
-                Ok(None) => {}
-                Err(error) => {
-                    lines.push(format!("{text}... Deferred: {error}"));
-                    *code = ExitCode::TempFail;
-                    return;
-                }
-            }
-        }
-        if let Target::Program(_) | Target::File(_) | Target::Include(_) = &target {
+        let is_special = matches!(
+            target,
+            Target::Program(_) | Target::File(_) | Target::Include(_)
+        );
+        if is_special {
             // Refused when it is no end of an alias; the words are resolve's.
             if let Route::Failed { text: why, .. } =
                 self.resolve(&Recipient::new(text), &mut Taken::new())
@@ -158,24 +139,70 @@ impl Router {
             }
             return;
         }
-        if taken.take(self.key(&target)) {
-            let end = End {
-                target,
-                controlling_user: None,
-                sender: None,
-                origin: None,
+        if let Target::Address(address) = &target
+            && self.relay_to.is_none()
+            && let Place::Here(local) = self.place(address)
+        {
+            let steps = if is_verbose {
+                Steps::Told
+            } else {
+                Steps::Untold
             };
-            self.verify_end(text, &end, lines, code);
+            match self.ends_of(&local, text, taken, steps) {
+                Ok(Some(ends)) => return self.verify_ends(text, ends, lines, code),
+                Ok(None) => {}
+                Err(error) => {
+                    lines.push(format!("{text}... Deferred: {error}"));
+                    *code = ExitCode::TempFail;
+                    return;
+                }
+            }
+        }
+        if taken.take(self.key(&target)) {
+            self.verify_end(&End::of(target, text), lines, code);
+        } else if is_verbose {
+            lines.push(format!("{text}... duplicate suppressed"));
         }
     }
 
-    fn verify_end(&self, text: &str, end: &End, lines: &mut Vec<String>, code: &mut ExitCode) {
-        let target = &end.target;
-        let origin = end
-            .origin
-            .as_ref()
-            .map_or(String::new(), |at| format!("{at}: "));
+    fn verify_ends(&self, text: &str, ends: Ends, lines: &mut Vec<String>, code: &mut ExitCode) {
+        lines.extend(ends.steps);
+        match ends.broken {
+            Some((Status::NO_USER, why)) => {
+                // Said of the alias, and again of the user that it names.
+                lines.push(format!("{text}... {why}"));
+                lines.push(format!("{text}... {why}"));
+                *code = ExitCode::NoUser;
+            }
+            Some((_, why)) => {
+                lines.push(why);
+                *code = ExitCode::Usage;
+            }
+            None => {}
+        }
+        for end in &ends.targets {
+            if let Some(why) = &end.failure {
+                lines.push(format!("{}{}... {why}", end.place(), end.text));
+                *code = ExitCode::Usage;
+            } else {
+                self.verify_end(end, lines, code);
+            }
+        }
+    }
+
+    fn verify_end(&self, end: &End, lines: &mut Vec<String>, code: &mut ExitCode) {
+        let (target, text) = (&end.target, &end.text);
+        let origin = end.place();
+        if let Target::Invalid(_) = target
+            && text.starts_with('<')
+            && !text.contains('>')
+        {
+            lines.push(format!("{origin}{text}... Unbalanced '<'"));
+        }
         let route = match target {
+            Target::Address(_) if self.relay_to.is_some() => {
+                Ok(self.resolve(&Recipient::new(target.to_text()), &mut Taken::new()))
+            }
             // Where it would go is asked, not whether the sandbox lets it.
             Target::Address(address) => match self.place(address) {
                 Place::Elsewhere(address) => Ok(self.remote(&address)),
@@ -186,6 +213,11 @@ impl Router {
         let line = match route {
             Ok(Route::Local { user, .. }) if matches!(target, Target::Mailbox(_)) => {
                 format!("{text}... deliverable: mailer local, user \\{user}")
+            }
+            // A name with quotes stays as it is written.
+            Ok(Route::Local { .. }) if quoted_name(target).is_some() => {
+                let name = quoted_name(target).unwrap_or_default();
+                format!("{text}... deliverable: mailer local, user {name}")
             }
             Ok(Route::Local { user, detail }) => {
                 let host = detail.filter(|d| !d.is_empty());
@@ -198,9 +230,17 @@ impl Router {
                 address,
             }) => {
                 let mailer = if is_relay { "relay" } else { "esmtp" };
-                let host = match hop {
-                    Hop::Mx(domain) => domain.to_string(),
-                    Hop::Host { name, .. } => name,
+                let host = match (hop, target) {
+                    (Hop::Mx(domain), _) => domain.to_string(),
+                    (Hop::Host { .. }, Target::Address(address))
+                        if !is_relay && is_bracketed(address) =>
+                    {
+                        address
+                            .domain()
+                            .map(ToString::to_string)
+                            .unwrap_or_default()
+                    }
+                    (Hop::Host { name, .. }, _) => name,
                 };
                 format!("{text}... deliverable: mailer {mailer}, host {host}, user {address}")
             }
@@ -269,11 +309,29 @@ impl Route {
     }
 }
 
-/// A target as Sendmail lists it: a command in quotes.
-fn shown(target: &Target) -> String {
+/// Whether the domain stands in brackets: a host that is meant itself.
+fn is_bracketed(address: &Address) -> bool {
+    address
+        .domain()
+        .is_some_and(|domain| domain.as_str().starts_with('['))
+}
+
+/// A local part that has quotes in it.
+fn quoted_name(target: &Target) -> Option<&str> {
     match target {
-        Target::Program(command) => format!("\"|{command}\""),
-        other => other.to_text(),
+        Target::Address(address) => Some(address.local()).filter(|local| local.contains('"')),
+        _ => None,
+    }
+}
+
+/// The recipients of one argument: separated by commas, or by blanks if nothing in it asks for the new style.
+/// Source: Sendmail's option OldStyleHeaders.
+fn arguments(argument: &str) -> Vec<&str> {
+    let is_new_style = argument.contains([',', ';', '<', '(', '"', '|', ':']);
+    if is_new_style {
+        split(argument).unwrap_or_default()
+    } else {
+        argument.split_ascii_whitespace().collect()
     }
 }
 
