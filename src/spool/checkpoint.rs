@@ -5,7 +5,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `SPOOLCKP` |
-//! | 8 | 2 | format version, 2 |
+//! | 8 | 2 | format version, 3 |
 //! | 16 | 16 | spool id |
 //! | 32 | 8 | Lsn covered: all frames up to it are in here |
 //! | 40 | 8 | batch covered |
@@ -15,9 +15,11 @@
 //! | 72 | 8 | segments |
 //! | 80 | 8 | marks of drop files |
 //! | 88 | 8 | bytes of the body |
+//! | 96 | 8 | ranges of batch numbers not seen (version 2: 0) |
+//! | 104 | 8 | ends of messages not seen (version 2: 0) |
 //! | 4092 | 4 | checksum of bytes 0 to 4091 |
 //!
-//! The body is messages, segments and marks one after another; it is stored in blocks of 64 KiB (the last one
+//! The body is messages, segments, marks, ranges and ends one after another; it is stored in blocks of 64 KiB (the last one
 //! shorter), each followed by its checksum. A message: id (u64), due in Unix ms (u64), its Envelope or Relocation as a
 //! place (segment u32, offset in units of 8 bytes u32, payload length u32), units of 8 bytes of content in that segment
 //! (u32), flags (u32: 1 held, 2 warned, 4 relocated, 16 extra), and its recipient: the place of its last Outcome and a
@@ -25,6 +27,7 @@
 //! means nothing, and there follow: recipients (u32 and so many as before), expansions (u32 and for each segment u64,
 //! offset u64, length u32), the Hold (u8 0 or 1, and its place), other segments with content (u32 and for each segment
 //! u64, bytes u64). A segment: number, mark, last Lsn, last batch (u64 each), flags (u8: 1 sealed, 2 quarantined). A mark: mark, id.
+//! A range: first and last batch number (u64 each). An end: id. `uncovered.rs` says what they are for; a segment there has mark 0 as long as it is unread.
 //!
 //! Written as `tmp-checkpoint`, synced, renamed, directory synced; the two newest are kept. What is written is a
 //! [`Snapshot`] that shares the index's slabs, so that the writer never waits for a checkpoint.
@@ -38,11 +41,14 @@ use super::format::{BatchNumber, Lsn, SegmentNumber};
 use super::index::{Index, Now, Packed, Snapshot};
 use super::segment::{Segment, SegmentFate, number_in_name};
 use super::storage::{Storage, StorageFile, read_exact_at};
+use super::uncovered::Uncovered;
 use super::{Inner, SpoolError, lock};
 use crate::envelope::MessageId;
 
 const MAGIC: &[u8; 8] = b"SPOOLCKP";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
+/// The oldest version that is read.
+const VERSION_LEAST: u16 = 2;
 const HEADER_BYTES: usize = 4096;
 const BLOCK_BYTES: usize = 64 << 10;
 /// Blocks written or read at once.
@@ -89,6 +95,7 @@ pub(super) struct Loaded {
     pub(super) next_id: u64,
     pub(super) next_segment: SegmentNumber,
     pub(super) segments: Vec<(SegmentNumber, u64, SegmentFate)>,
+    pub(super) uncovered: Uncovered,
     pub(super) bytes: u64,
 }
 
@@ -188,9 +195,14 @@ fn put_all(
         packed.put(extra, &mut record, |due| Index::due_to_wall(due, now));
         body.put(&record)?;
     }
-    for (segment, fate) in fates {
+    let unread = inner.uncovered.segments();
+    let segments = fates
+        .iter()
+        .map(|(segment, fate)| (segment.number, segment.mark, *fate))
+        .chain(unread.iter().copied());
+    for (number, mark, fate) in segments {
         record.clear();
-        for field in [segment.number, segment.mark, fate.last_lsn, fate.last_batch] {
+        for field in [number, mark, fate.last_lsn, fate.last_batch] {
             record.extend_from_slice(&field.to_le_bytes());
         }
         record.push(u8::from(fate.is_sealed) | u8::from(fate.is_quarantined) << 1);
@@ -200,6 +212,10 @@ fn put_all(
         body.put(&mark.to_le_bytes())?;
         body.put(&id.number().to_le_bytes())?;
     }
+    for word in inner.uncovered.words() {
+        body.put(&word.to_le_bytes())?;
+    }
+    let [ranges, ended] = inner.uncovered.counts();
     let body_bytes = body.end()?;
     let mut header = vec![0; HEADER_BYTES];
     put(&mut header, 0, MAGIC);
@@ -211,9 +227,11 @@ fn put_all(
         inner.next_id.load(Ordering::Relaxed),
         inner.segments.next_segment(),
         snapshot.messages,
-        fates.len() as u64,
+        (fates.len() + unread.len()) as u64,
         snapshot.marks.len() as u64,
         body_bytes,
+        ranges,
+        ended,
     ];
     for (at, number) in numbers.iter().enumerate() {
         put(&mut header, 32 + 8 * at, &number.to_le_bytes());
@@ -397,7 +415,7 @@ fn open(storage: &dyn Storage, name: &str) -> Result<(Arc<dyn StorageFile>, Vec<
     if header.get(..8) != Some(MAGIC) || sum != header.get(..4092).map(crc32fast::hash) {
         return Err("header checksum".into());
     }
-    if u16_at(&header, 8) != Some(VERSION) {
+    if !u16_at(&header, 8).is_some_and(|v| (VERSION_LEAST..=VERSION).contains(&v)) {
         return Err("unknown format version".into());
     }
     let body_bytes = body_bytes(&header);
@@ -444,6 +462,7 @@ fn take_all(
         let (mark, id) = (take.u64()?, take.u64()?);
         index.add_drop_mark(mark, MessageId::from_number(id));
     }
+    let uncovered = Uncovered::read(take, [number(8)?, number(9)?])?;
     if take.rest > 0 || take.at < take.bytes.len() {
         return None;
     }
@@ -457,6 +476,7 @@ fn take_all(
         next_id: number(2)?,
         next_segment: number(3)?,
         segments,
+        uncovered,
         bytes: HEADER_BYTES as u64 + number(7)?,
     })
 }

@@ -57,6 +57,10 @@ use crate::envelope::MessageId;
 
 /// Batches and segment headers start at multiples of this, and no two batches share one (S3).
 pub(super) const BLOCK_BYTES: u64 = 4096;
+/// More batches, and more frames, than fit into a segment of 1 GiB, the largest there is. Segments are numbered in the order
+/// they are made, so times the number of the next one these are above every batch number and Lsn ever given.
+pub(super) const BATCHES_A_SEGMENT: u64 = 1 << 20;
+pub(super) const LSNS_A_SEGMENT: u64 = 1 << 26;
 /// Where the first batch of a segment starts.
 pub(super) const FIRST_BATCH_OFFSET: u64 = 2 * BLOCK_BYTES;
 /// Length of a batch header.
@@ -186,6 +190,7 @@ pub(super) enum Kind {
     Void = 8,
     Pulse = 9,
     Seal = 10,
+    Skip = 11,
 }
 
 impl Kind {
@@ -201,6 +206,7 @@ impl Kind {
             8 => Self::Void,
             9 => Self::Pulse,
             10 => Self::Seal,
+            11 => Self::Skip,
             _ => return None,
         })
     }

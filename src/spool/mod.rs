@@ -30,6 +30,7 @@ mod segment;
 pub mod storage;
 mod sync;
 mod transaction;
+mod uncovered;
 
 pub use content::ContentReader;
 
@@ -176,7 +177,8 @@ impl Spool {
             monotonic: clock.monotonic(),
         };
         let mut found = recovery::load(&*storage, options.due_ahead_max, now, Check::Everything)?;
-        if let Some(error) = found.unopened {
+        // With nothing that says whose spool it is there is nothing to go on with.
+        if let (Some(error), None) = (found.unopened, found.spool_id) {
             return Err(error);
         }
         found.report.remarks.splice(0..0, remark);
@@ -198,6 +200,23 @@ impl Spool {
             high.copy_from_slice(&storage.random().to_le_bytes());
             id
         });
+        let mut skipped = Vec::new();
+        let seen = found.next_batch.saturating_sub(1);
+        if found.has_unread {
+            // Numbers that may lie in what can't be read are not given again (S10), and nobody calls them dead.
+            let least = |each: u64| found.next_segment.saturating_mul(each);
+            found.next_batch = found.next_batch.max(least(format::BATCHES_A_SEGMENT));
+            found.next_lsn = found.next_lsn.max(least(format::LSNS_A_SEGMENT));
+            let unread = 1 + found.uncovered.segments().len() as u64;
+            found.next_id = found
+                .next_id
+                .saturating_add(unread.saturating_mul(IDS_SKIPPED_UNREAD));
+            let dead: Vec<_> = found.standing.iter().map(|n| (*n, *n)).collect();
+            skipped = uncovered::without((found.proven + 1, found.next_batch - 1), &dead);
+            for range in &skipped {
+                found.uncovered.add(*range);
+            }
+        }
         let segments = Segments::new(
             Arc::clone(&storage),
             options.segment_bytes,
@@ -212,6 +231,7 @@ impl Spool {
             storage,
             clock,
             index: Mutex::new(found.index),
+            uncovered: found.uncovered,
             segments,
             waiting: Mutex::default(),
             work: Condvar::new(),
@@ -254,16 +274,15 @@ impl Spool {
         );
         if !is_new {
             // SPOOL 6.4: what was not proven is dead, and what counts of it is written again, before anything else.
-            let first = found.proven + 1;
-            let last = found.next_batch.saturating_sub(1);
-            let mut frames = Vec::new();
-            if first <= last {
-                frames.push(FrameIn::new(
-                    Kind::Void,
-                    MessageId::from_number(0),
-                    record::encode_void(first, last),
-                ));
-            }
+            let dead = uncovered::without((found.proven + 1, seen), &skipped);
+            let of_kind = |kind| {
+                move |(first, last): &uncovered::Range| {
+                    let payload = record::encode_void(*first, *last);
+                    FrameIn::new(kind, MessageId::from_number(0), payload)
+                }
+            };
+            let mut frames: Vec<FrameIn> = dead.iter().map(of_kind(Kind::Void)).collect();
+            frames.extend(skipped.iter().map(of_kind(Kind::Skip)));
             frames.extend(found.unproven);
             let commit = Commit::internal(frames);
             let ticket = Arc::clone(&commit.ticket);
@@ -590,6 +609,9 @@ impl Spool {
 /// Message ids left out at a start.
 const IDS_SKIPPED: u64 = 1_000_000;
 
+/// And for each segment that can't be read: more than fit into one of 1 GiB, and what the start left out that made it.
+const IDS_SKIPPED_UNREAD: u64 = 1 << 25;
+
 impl RecoveryReport {
     fn remark(&mut self, what: String) {
         if self.remarks.len() < REMARKS_MAX {
@@ -620,6 +642,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     options: SpoolOptions,
     index: Mutex<Index>,
+    /// What the start could not read; it stays so until the next one.
+    uncovered: uncovered::Uncovered,
     segments: Segments,
     waiting: Mutex<Waiting>,
     work: Condvar,

@@ -744,7 +744,7 @@ pub(super) fn without_extents(payload: &[u8]) -> Result<&[u8], Malformed> {
     split_extents(payload).map(|(head, _)| head)
 }
 
-/// Batch numbers that are dead, both ends included.
+/// Batch numbers that are dead (Void) or were passed over (Skip), both ends included.
 pub(super) fn encode_void(first: BatchNumber, last: BatchNumber) -> Vec<u8> {
     let mut out = Out::default();
     out.u8(VERSION);

@@ -6,6 +6,9 @@
 //! before that mail counts. Anything missing at or below the proven number, and not named by a Void, is damage; it is
 //! reported and everything else is kept (S5, I4). Blocks: disk.
 //!
+//! What can't be read at all, be it a sector or a whole segment, keeps nothing else from working. Its batches are missing, and
+//! remembered as not covered ([`Uncovered`]): a later start that finds them takes them.
+//!
 //! Voids need care: a batch written at a start says which earlier numbers are dead, but it may itself turn out to be
 //! torn. So a batch that a Void names is kept aside until the one that holds the Void is proven.
 
@@ -26,6 +29,7 @@ use super::record::{self, Extent};
 use super::segment::{Segment, SegmentFate, number_in_name, open_segment};
 use super::storage::Storage;
 use super::transaction::FrameIn;
+use super::uncovered::{Range, Uncovered, without};
 use super::{RecoveryReport, SpoolError};
 use crate::envelope::MessageId;
 
@@ -41,9 +45,14 @@ pub(super) struct Recovered {
     pub(super) spool_id: Option<[u8; 16]>,
     pub(super) segments: BTreeMap<SegmentNumber, (Arc<Segment>, SegmentFate)>,
     pub(super) spares: Vec<String>,
-    /// A segment could not be opened: unlike a bad sector this may pass, and nobody may write before it has, as numbers
-    /// that are in it would be given again.
+    /// A segment could not be opened.
     pub(super) unopened: Option<SpoolError>,
+    /// Something could not be read that may hold batches behind all that were: their numbers are to be passed over.
+    pub(super) has_unread: bool,
+    /// Batch numbers that are missing, and what belongs to them.
+    pub(super) uncovered: Uncovered,
+    /// Numbers above `proven` of batches that stand, ascending: dead, each of them.
+    pub(super) standing: Vec<BatchNumber>,
     /// Left-overs to be removed by the writing process.
     pub(super) temporaries: Vec<String>,
     pub(super) checkpoints: Vec<Lsn>,
@@ -77,10 +86,14 @@ struct Found {
 }
 
 impl Found {
-    fn voids(&self) -> Vec<(BatchNumber, BatchNumber)> {
+    fn voids(&self) -> Vec<Range> {
+        self.ranges(Kind::Void)
+    }
+
+    fn ranges(&self, kind: Kind) -> Vec<Range> {
         self.frames
             .iter()
-            .filter(|frame| frame.header.kind == Kind::Void && self.checks(frame))
+            .filter(|frame| frame.header.kind == kind && self.checks(frame))
             .filter_map(|frame| record::decode_void(frame.payload(&self.bytes)).ok())
             .collect()
     }
@@ -98,7 +111,7 @@ impl Found {
     }
 }
 
-fn covers(voids: &[(BatchNumber, BatchNumber)], number: BatchNumber) -> bool {
+fn covers(voids: &[Range], number: BatchNumber) -> bool {
     voids
         .iter()
         .any(|(first, last)| (*first..=*last).contains(&number))
@@ -115,7 +128,12 @@ struct Replay {
     reached: Option<BatchNumber>,
     /// Not yet applied, in order; all but the last are named by a Void of a later one.
     aside: Vec<Found>,
-    voids: Vec<(BatchNumber, BatchNumber)>,
+    voids: Vec<Range>,
+    /// A batch at or below `covered` that the checkpoint has not seen, until it is known whether the next says that it is
+    /// dead; how many there were; and the messages that are there on their word alone.
+    late: Option<Found>,
+    late_batches: u64,
+    late_messages: HashSet<MessageId>,
     damaged_messages: HashSet<MessageId>,
     /// Segments that are being read besides the one whose batch arrives.
     open_now: Vec<SegmentNumber>,
@@ -184,6 +202,9 @@ pub(super) fn load(
             spool_id: None,
             segments: BTreeMap::new(),
             unopened: None,
+            has_unread: false,
+            uncovered: Uncovered::default(),
+            standing: Vec::new(),
             spares: names
                 .iter()
                 .filter(|n| number_in_name(n, "spare-").is_some())
@@ -213,6 +234,9 @@ pub(super) fn load(
         reached: None,
         aside: Vec::new(),
         voids: Vec::new(),
+        late: None,
+        late_batches: 0,
+        late_messages: HashSet::new(),
         damaged_messages: HashSet::new(),
         open_now: Vec::new(),
         last_segment: None,
@@ -231,6 +255,7 @@ pub(super) fn load(
         out.proven = loaded.batch;
         out.next_batch = loaded.batch + 1;
         out.index = loaded.index;
+        out.uncovered = loaded.uncovered;
         fates = loaded
             .segments
             .into_iter()
@@ -263,11 +288,15 @@ impl Replay {
                 self.out
                     .report
                     .damage(format!("{name}: {what}; its mail can't be read"));
+                self.note_unread(number, known);
                 return None;
             }
             Err(error) => {
-                self.out.report.damage(format!("{name}: {error}"));
+                self.out
+                    .report
+                    .damage(format!("{name}: {error}; its mail can't be read"));
                 self.out.unopened = Some(SpoolError::io("open", &name, error));
+                self.note_unread(number, known);
                 return None;
             }
         };
@@ -298,10 +327,27 @@ impl Replay {
         self.out
             .segments
             .insert(number, (Arc::clone(&segment), fate));
-        if known.is_some_and(|fate| fate.is_sealed && fate.last_batch <= self.covered) {
+        let is_old = known.is_some_and(|fate| fate.is_sealed && fate.last_batch <= self.covered);
+        if is_old && (!fate.is_quarantined || self.out.uncovered.is_empty()) {
             return None;
         }
-        Some((header.batch, Scan::new(segment, name)))
+        Some((header.batch, Scan::new(segment, name, is_old)))
+    }
+
+    /// A segment is there and can't be opened. One that the checkpoint knows as sealed holds nothing behind it.
+    fn note_unread(&mut self, number: SegmentNumber, known: Option<(u64, SegmentFate)>) {
+        let sealed = known.filter(|(_, fate)| fate.is_sealed);
+        self.out.has_unread |= sealed.is_none();
+        // Without its mark it is read from the start as soon as it can be.
+        let (mark, fate) = sealed.unwrap_or((
+            0,
+            SegmentFate {
+                is_sealed: true,
+                is_quarantined: true,
+                ..SegmentFate::default()
+            },
+        ));
+        self.out.uncovered.add_segment(number, mark, fate);
     }
 
     /// Reads segments side by side, as those of several generations were written, so that batches arrive in the order
@@ -354,8 +400,15 @@ impl Replay {
         self.out.next_lsn = self.out.next_lsn.max(last_lsn + 1);
         self.out.next_id = self.out.next_id.max(found.header.ids);
         if number <= self.covered {
+            if self.out.uncovered.take(number) {
+                self.arrive_late(found);
+            }
             return;
         }
+        self.settle_late(&[]);
+        let proven = self.out.proven;
+        self.out.standing.retain(|standing| *standing > proven);
+        self.out.standing.push(number);
         if self
             .aside
             .last()
@@ -389,6 +442,48 @@ impl Replay {
         self.aside.push(found);
     }
 
+    /// Takes note of a batch that the checkpoint has not seen though it covers its number.
+    fn arrive_late(&mut self, found: Found) {
+        self.settle_late(&found.voids());
+        self.late = Some(found);
+    }
+
+    /// The late batch before counts, unless it is named here.
+    fn settle_late(&mut self, voids: &[Range]) {
+        let Some(found) = self.late.take() else {
+            return;
+        };
+        if covers(voids, found.header.number) {
+            return;
+        }
+        self.late_batches += 1;
+        self.out.replayed_bytes += round_to_block(u64::from(found.header.length));
+        for frame in &found.frames {
+            if self.counts_late(frame) {
+                self.apply_frame(&found, frame);
+            }
+        }
+    }
+
+    /// Whether a frame of a late batch counts: all of a message that nothing newer is known of, nothing of others.
+    fn counts_late(&mut self, frame: &FoundFrame) -> bool {
+        let id = frame.header.message;
+        match frame.header.kind {
+            Kind::Envelope | Kind::Relocation => {
+                let is_new = !self.out.uncovered.has_ended(id)
+                    && (self.late_messages.contains(&id) || !self.out.index.contains(id));
+                if is_new {
+                    self.late_messages.insert(id);
+                }
+                is_new
+            }
+            Kind::Expansion | Kind::Outcome | Kind::Hold | Kind::Removal => {
+                self.late_messages.contains(&id)
+            }
+            Kind::Content | Kind::Void | Kind::Skip | Kind::Pulse | Kind::Seal => true,
+        }
+    }
+
     /// The last batch noted is proven durable: what its Voids name is dead for good.
     fn settle_last(&mut self) {
         let Some(last) = self.aside.last() else {
@@ -404,16 +499,29 @@ impl Replay {
     fn apply(&mut self, found: &Found, more: &[(BatchNumber, BatchNumber)]) {
         let number = found.header.number;
         let own = found.voids();
-        let first = self.reached.map_or(number, |reached| reached + 1);
-        let missing: Vec<BatchNumber> = (first..number)
-            .filter(|n| !covers(&self.voids, *n) && !covers(&own, *n) && !covers(more, *n))
-            .take(100)
+        let voids = [&self.voids, &own, more].concat();
+        let gap = without(
+            (self.reached.map_or(1, |reached| reached + 1), number - 1),
+            &voids,
+        );
+        let is_counted = self.reached.is_some();
+        let skips = found.ranges(Kind::Skip);
+        // Without a checkpoint it is not known what there was before.
+        let missing: Vec<Range> = gap
+            .iter()
+            .filter(|_| is_counted)
+            .flat_map(|range| without(*range, &skips))
             .collect();
-        if let (Some(from), Some(to)) = (missing.first(), missing.last()) {
+        for (from, to) in &missing {
             self.out.report.damage(format!(
-                "batches {from} to {to} are missing: what they held is lost"
+                "batches {from} to {to} are missing: what they held is lost, unless they can be read later"
             ));
-            self.out.missing.push((*from, *to));
+        }
+        if is_counted || self.out.has_unread {
+            gap.iter().for_each(|range| self.out.uncovered.add(*range));
+        }
+        if !missing.is_empty() {
+            self.out.missing.extend(&missing);
             // They lay in one of those that were being written then.
             for segment in std::mem::take(&mut self.open_now) {
                 self.quarantine(segment);
@@ -423,12 +531,7 @@ impl Replay {
                 .into_iter()
                 .for_each(|n| self.quarantine(n));
         }
-        if self.reached.is_none()
-            && number > 1
-            && missing.is_empty()
-            && !covers(&own, number - 1)
-            && !covers(more, number - 1)
-        {
+        if !is_counted && number > 1 && !covers(&own, number - 1) && !covers(more, number - 1) {
             let what = format!(
                 "no checkpoint: counting starts at batch {number}, finished mail may be delivered again"
             );
@@ -448,43 +551,53 @@ impl Replay {
         self.out.index.applied_lsn =
             (found.header.lsn + u64::from(found.header.frames)).saturating_sub(1);
         for frame in &found.frames {
-            let id = frame.header.message;
-            self.out.next_id = self.out.next_id.max(id.number().saturating_add(1));
-            let place = found.place(frame);
-            let is_checked = self.check == Check::Everything || frame.header.kind != Kind::Content;
-            if is_checked && !found.checks(frame) {
-                let name = super::segment::segment_name(found.segment);
-                let what = format!(
-                    "{name}: byte {}: {:?} of {id} is damaged",
-                    place.offset, frame.header.kind
-                );
-                self.out.report.damage(what);
-                self.damaged_messages.insert(id);
-                if frame.header.kind != Kind::Content {
-                    self.quarantine(found.segment);
-                }
-                continue;
-            }
-            if let Err(error) =
-                self.out
-                    .index
-                    .apply(&frame.header, frame.payload(&found.bytes), place, self.now)
-            {
-                let name = super::segment::segment_name(found.segment);
-                self.out
-                    .report
-                    .damage(format!("{name}: byte {}: {id}: {error}", place.offset));
-                self.damaged_messages.insert(id);
+            self.apply_frame(found, frame);
+        }
+    }
+
+    fn apply_frame(&mut self, found: &Found, frame: &FoundFrame) {
+        let id = frame.header.message;
+        self.out.next_id = self.out.next_id.max(id.number().saturating_add(1));
+        let place = found.place(frame);
+        let is_checked = self.check == Check::Everything || frame.header.kind != Kind::Content;
+        if is_checked && !found.checks(frame) {
+            let name = super::segment::segment_name(found.segment);
+            let what = format!(
+                "{name}: byte {}: {:?} of {id} is damaged",
+                place.offset, frame.header.kind
+            );
+            self.out.report.damage(what);
+            self.damaged_messages.insert(id);
+            if frame.header.kind != Kind::Content {
                 self.quarantine(found.segment);
-            } else if frame.header.kind == Kind::Relocation {
-                // All of the message in one record: what was wrong with older ones no longer matters.
-                self.damaged_messages.remove(&id);
             }
+            return;
+        }
+        let has_gap = !self.out.uncovered.is_empty() || !self.out.uncovered.segments().is_empty();
+        if frame.header.kind == Kind::Removal && has_gap && !self.out.index.contains(id) {
+            self.out.uncovered.note_ended(id);
+        }
+        let payload = frame.payload(&found.bytes);
+        let applied = self
+            .out
+            .index
+            .apply(&frame.header, payload, place, self.now);
+        if let Err(error) = applied {
+            let name = super::segment::segment_name(found.segment);
+            self.out
+                .report
+                .damage(format!("{name}: byte {}: {id}: {error}", place.offset));
+            self.damaged_messages.insert(id);
+            self.quarantine(found.segment);
+        } else if frame.header.kind == Kind::Relocation {
+            // All of the message in one record: what was wrong with older ones no longer matters.
+            self.damaged_messages.remove(&id);
         }
     }
 
     /// Decides about what is left aside at the end of the journal.
     fn finish(&mut self) {
+        self.settle_late(&[]);
         while let Some(last) = self.aside.pop() {
             let number = last.header.number;
             let checks =
@@ -530,6 +643,15 @@ impl Replay {
                     .push(format!("{id} is held: part of it is damaged"));
             }
         }
+        if self.late_batches > 0 {
+            self.out.report.remark(format!(
+                "{} batches that could not be read before are there again: {} messages of them may be delivered a second time",
+                self.late_batches,
+                self.late_messages.len()
+            ));
+        }
+        let proven = self.out.proven;
+        self.out.standing.retain(|number| *number > proven);
         self.out.report.messages = self.out.index.len();
     }
 }
@@ -580,10 +702,12 @@ struct Scan {
     offset: u64,
     /// Checksum field of the batch before; unknown after a place that holds none.
     chain: Option<u32>,
+    /// The checkpoint knows the segment as sealed.
+    is_old: bool,
 }
 
 impl Scan {
-    fn new(segment: Arc<Segment>, name: String) -> Self {
+    fn new(segment: Arc<Segment>, name: String, is_old: bool) -> Self {
         let window = Window {
             segment: Arc::clone(&segment),
             bytes: Vec::new(),
@@ -595,6 +719,7 @@ impl Scan {
             window,
             offset: FIRST_BATCH_OFFSET,
             chain: Some(0),
+            is_old,
         }
     }
 
@@ -614,6 +739,7 @@ impl Scan {
                         self.name, self.offset
                     ));
                     replay.quarantine(self.segment.number);
+                    replay.out.has_unread |= !self.is_old;
                 }
             }
             self.chain = None;

@@ -23,6 +23,8 @@ type Bad = Arc<Mutex<Vec<(String, u64, u64)>>>;
 struct BadSectors {
     disk: SimStorage,
     bad: Bad,
+    /// Names of files that can't be opened.
+    closed: Arc<Mutex<Vec<String>>>,
 }
 
 impl BadSectors {
@@ -30,7 +32,15 @@ impl BadSectors {
         Self {
             disk: disk.clone(),
             bad: Bad::default(),
+            closed: Arc::default(),
         }
+    }
+
+    fn is_open(&self, name: &str) -> io::Result<()> {
+        if self.closed.lock().unwrap().iter().any(|one| one == name) {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        Ok(())
     }
 
     fn spoil(&self, name: &str, from: u64, to: u64) {
@@ -83,9 +93,11 @@ impl Storage for BadSectors {
         Ok(self.wrap(name, self.disk.create(name)?))
     }
     fn open(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.is_open(name)?;
         Ok(self.wrap(name, self.disk.open(name)?))
     }
     fn open_read(&self, name: &str) -> io::Result<Arc<dyn StorageFile>> {
+        self.is_open(name)?;
         Ok(self.wrap(name, self.disk.open_read(name)?))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -279,6 +291,163 @@ fn a_segment_that_cannot_be_read_at_all_is_kept_and_the_rest_works() {
     spool.checkpoint().unwrap();
     spool.keep();
     assert!(disk.list().unwrap().contains(&SEGMENT.to_owned()));
+}
+
+/// What keeps a segment from being read for a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    Closed,
+    AllSectors,
+    /// The header may be read, and what comes after it in the segment may not.
+    Batches,
+    /// Only the batch of the second message.
+    OneBatch,
+}
+
+/// The batch that holds a text, first byte and last.
+fn batch_of(storage: &SimStorage, name: &str, text: &[u8]) -> (u64, u64) {
+    let at = find(storage, name, text);
+    (at - at % 4096, at - at % 4096 + 4096)
+}
+
+/// Messages in two segments, of which one can't be read for some starts, while checkpoints are written and mail comes and
+/// goes; then it can. `is_covered`: the first segment's first message is in a checkpoint from before.
+fn unreadable_for_a_time(trouble: Trouble, victim: u64, is_covered: bool, starts: usize) {
+    let place = format!("{trouble:?}, segment {victim}, {is_covered}, {starts} starts");
+    let disk = SimStorage::new(77);
+    let (spool, mut writer, _) = open(&disk);
+    let first = accept(&spool, &mut writer, b"first content", &["bob"]);
+    if is_covered {
+        spool.checkpoint().unwrap();
+    }
+    let second = accept(&spool, &mut writer, b"second content", &["bob"]);
+    let third = accept(&spool, &mut writer, b"third content", &["bob"]);
+    let ended = accept(&spool, &mut writer, b"ended content", &["bob"]);
+    writer.step();
+    let disk = disk.crash(&mut |_, _| false, 0);
+    let (spool, mut writer, _) = open(&disk);
+    // Its end lies in another segment than its beginning.
+    works_off(&spool, &mut writer, ended);
+    let fourth = accept(&spool, &mut writer, b"fourth content", &["bob"]);
+    writer.step();
+    assert!(spool.message(ended).is_err());
+    let mut disk = disk.crash(&mut |_, _| false, 0);
+
+    let name = format!("segment-{victim:016x}");
+    let unread: &[MessageId] = match (victim, trouble) {
+        (1, Trouble::OneBatch) => &[second],
+        (1, _) if is_covered => &[second, third],
+        (1, _) => &[first, second, third],
+        _ => &[fourth],
+    };
+    let mut fresh = Vec::new();
+    for _ in 0..starts {
+        let bad = BadSectors::new(&disk);
+        match trouble {
+            Trouble::Closed => bad.closed.lock().unwrap().push(name.clone()),
+            Trouble::AllSectors => bad.spoil(&name, 0, u64::MAX),
+            Trouble::Batches => bad.spoil(&name, 8192, u64::MAX),
+            Trouble::OneBatch => {
+                let text: &[u8] = if victim == 1 {
+                    b"second content"
+                } else {
+                    b"fourth content"
+                };
+                let (from, to) = batch_of(&disk, &name, text);
+                bad.spoil(&name, from, to);
+            }
+        }
+        let (spool, mut writer, report) = start(&bad);
+        assert!(
+            report.remarks.iter().any(|what| what.contains(&name)),
+            "{place}: {report:?}"
+        );
+        for id in unread {
+            assert!(spool.message(*id).is_err(), "{place}: {id}");
+        }
+        let new = accept(&spool, &mut writer, b"new content", &["eve"]);
+        assert!(!fresh.contains(&new), "{place}");
+        fresh.push(new);
+        // Enough for segments to be used again, under checkpoints of now.
+        for round in 0..60 {
+            let id = accept(&spool, &mut writer, &[b'x'; 3000], &["bob"]);
+            works_off(&spool, &mut writer, id);
+            if round % 20 == 0 {
+                spool.checkpoint().unwrap();
+                spool.keep();
+            }
+        }
+        spool.checkpoint().unwrap();
+        spool.keep();
+        assert!(disk.list().unwrap().contains(&name), "{place}");
+        writer.step();
+        disk = disk.crash(&mut |_, _| false, 0);
+    }
+    // Twice, as what is found must stay found; with a checkpoint between and without.
+    for round in 0..3 {
+        let (spool, mut writer, report) = open(&disk);
+        assert!(!report.is_damaged, "{place}, round {round}: {report:?}");
+        let mut wanted = [&[first, second, third, fourth][..], &fresh].concat();
+        if victim == 2 && (trouble != Trouble::OneBatch || spool.message(ended).is_ok()) {
+            // Only the segment that could not be read said that it has ended.
+            wanted.push(ended);
+        }
+        wanted.sort_unstable();
+        assert_eq!(spool.ids(), wanted, "{place}, round {round}: {report:?}");
+        let texts: [(MessageId, &[u8]); 4] = [
+            (first, b"first content"),
+            (second, b"second content"),
+            (third, b"third content"),
+            (fourth, b"fourth content"),
+        ];
+        for (id, text) in texts {
+            assert_eq!(read(&spool, id), text, "{place}, round {round}");
+        }
+        for id in &fresh {
+            assert_eq!(read(&spool, *id), b"new content", "{place}");
+        }
+        if round == 1 {
+            spool.checkpoint().unwrap();
+            let new = accept(&spool, &mut writer, b"new content", &["eve"]);
+            assert!(!fresh.contains(&new), "{place}");
+            fresh.push(new);
+            spool.checkpoint().unwrap();
+        }
+        writer.step();
+        disk = disk.crash(&mut |_, _| false, 0);
+    }
+}
+
+#[test]
+fn what_cannot_be_read_for_a_time_refuses_no_start_and_is_there_again_afterwards() {
+    for trouble in [
+        Trouble::Closed,
+        Trouble::AllSectors,
+        Trouble::Batches,
+        Trouble::OneBatch,
+    ] {
+        for victim in [1, 2] {
+            for is_covered in [false, true] {
+                for starts in [1, 2, 3] {
+                    unreadable_for_a_time(trouble, victim, is_covered, starts);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_spool_of_which_no_segment_and_no_checkpoint_can_be_opened_is_not_taken_for_a_new_one() {
+    let (storage, ids) = three();
+    let bad = BadSectors::new(&storage);
+    bad.closed.lock().unwrap().push(SEGMENT.to_owned());
+    let clock = Arc::new(ManualClock::at(1_795_367_807_000));
+    let opened = Spool::open(Arc::new(bad), clock, options());
+    assert!(matches!(opened.err(), Some(SpoolError::Io { .. })));
+    storage.unlock();
+    let (spool, _writer, report) = open(&storage);
+    assert!(!report.is_damaged, "{report:?}");
+    assert_eq!(spool.ids(), ids);
 }
 
 #[test]

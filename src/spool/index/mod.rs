@@ -353,7 +353,7 @@ impl Index {
     ) -> Result<(), Malformed> {
         let id = header.message;
         match header.kind {
-            Kind::Content | Kind::Void | Kind::Pulse | Kind::Seal => Ok(()),
+            Kind::Content | Kind::Void | Kind::Skip | Kind::Pulse | Kind::Seal => Ok(()),
             Kind::Envelope => {
                 let facts = record::envelope_facts(payload)?;
                 let count = usize::try_from(facts.recipients).map_err(|_| Malformed("envelope"))?;

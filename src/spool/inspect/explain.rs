@@ -233,7 +233,10 @@ fn explain_frame(batch: &Batch, frame: &FoundFrame) -> Fact {
         .text("what", format!("{:?}", header.kind).to_lowercase())
         .number("offset", batch.offset + frame.at as u64)
         .number("length", u64::from(header.length));
-    if !matches!(header.kind, Kind::Void | Kind::Pulse | Kind::Seal) {
+    if !matches!(
+        header.kind,
+        Kind::Void | Kind::Skip | Kind::Pulse | Kind::Seal
+    ) {
         fact = fact.text("id", header.message.to_string());
     }
     let Ok(payload) = batch.payload(frame) else {
@@ -294,7 +297,7 @@ fn explain_payload(kind: Kind, payload: &[u8], fact: Fact) -> Result<Fact, recor
             let (is_held, by) = record::decode_hold(payload)?;
             fact.flag("held", is_held).text("by", by)
         }
-        Kind::Void => {
+        Kind::Void | Kind::Skip => {
             let (first, last) = record::decode_void(payload)?;
             fact.number("first", first).number("last", last)
         }

@@ -262,7 +262,10 @@ impl Traces {
             {
                 self.voids.push(range);
             }
-            if matches!(frame.header.kind, Kind::Void | Kind::Pulse | Kind::Seal) {
+            if matches!(
+                frame.header.kind,
+                Kind::Void | Kind::Skip | Kind::Pulse | Kind::Seal
+            ) {
                 continue;
             }
             let place = batch.place(frame);
@@ -284,7 +287,7 @@ impl Traces {
                 Kind::Expansion => trace.expansions.push((number, place)),
                 Kind::Outcome => trace.outcomes.push((number, place)),
                 Kind::Hold => trace.hold = trace.hold.max_by_number((number, place)),
-                Kind::Void | Kind::Pulse | Kind::Seal => {}
+                Kind::Void | Kind::Skip | Kind::Pulse | Kind::Seal => {}
             }
         }
     }
