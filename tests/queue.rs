@@ -247,6 +247,7 @@ impl Site {
             users: Arc::new(Users::new(Some(&path("passwd")), Some(&path("home")))),
             aliases: vec![aliases],
             access: None,
+            tables: diligence::route::Tables::default(),
             notice: Arc::new(|_: &str| ()),
         };
         Arc::new(Router::new(parts).unwrap())

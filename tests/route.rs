@@ -120,6 +120,7 @@ impl Site {
             )),
             aliases: vec![Table::fixed("aliases", ALIASES)],
             access: None,
+            tables: diligence::route::Tables::default(),
             notice: Arc::new(move |line: &str| told.lock().unwrap().push(line.to_owned())),
         };
         Self {

@@ -170,6 +170,7 @@ fn router(folder: &Path) -> Router {
         users: Arc::new(Users::new(Some(&folder.join("passwd")), Some(folder))),
         aliases: Vec::new(),
         access: None,
+        tables: diligence::route::Tables::default(),
         notice: Arc::new(|_: &str| {}),
     };
     Router::new(parts).unwrap()

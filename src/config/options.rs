@@ -340,6 +340,38 @@ pub static OPTIONS: &[OptionDef] = &[
     )
     .sandbox("hash -o -T<TMPF> etc/mail/access"),
     OptionDef::new(
+        "virtusertable",
+        "",
+        Access::Form {
+            form: "map specification, empty for none",
+            set: |c, text| {
+                c.route.virtusertable = map_or_none(c, text)?;
+                Ok(())
+            },
+            show: |c| c.route.virtusertable.clone().unwrap_or_default(),
+        },
+        "Addresses of this host's domains to others, as FEATURE(virtusertable): user@domain, @domain and so on.",
+    ),
+    OptionDef::new(
+        "virtuser_domain_file",
+        "",
+        Access::PathOrNone(|c| &mut c.route.virtuser_domain_file),
+        "Domains that only the virtusertable knows (VIRTUSER_DOMAIN_FILE), one a line.",
+    ),
+    OptionDef::new(
+        "mailertable",
+        "",
+        Access::Form {
+            form: "map specification, empty for none",
+            set: |c, text| {
+                c.route.mailertable = map_or_none(c, text)?;
+                Ok(())
+            },
+            show: |c| c.route.mailertable.clone().unwrap_or_default(),
+        },
+        "Domains of other hosts to MAILER:HOST, as FEATURE(mailertable).",
+    ),
+    OptionDef::new(
         "relay_domains",
         "/etc/mail/relay-domains",
         Access::Path(|c| &mut c.route.relay_domains),
@@ -736,12 +768,16 @@ pub static OPTIONS: &[OptionDef] = &[
         Access::Several {
             form: "NAME, P=PROGRAM, F=FLAGS, A=ARGUMENTS, as the M lines of a sendmail.cf",
             separator: None,
-            clear: |c| c.deliver.mailers.clear(),
+            clear: |c| {
+                c.deliver.mailers.clear();
+                c.route.mailers.clear();
+            },
             add: |c, text| {
                 let mailer = MailerDefinition::parse(text)?;
                 if c.deliver.mailers.iter().any(|m| m.name == mailer.name) {
                     return Err(format!("mailer {} is defined twice", mailer.name));
                 }
+                c.route.mailers.push(mailer.name.clone());
                 c.deliver.mailers.push(mailer);
                 Ok(())
             },
@@ -1134,6 +1170,13 @@ fn host_or_none(text: &str) -> Result<Option<HostPort>, String> {
     match text.trim() {
         "" => Ok(None),
         host => HostPort::parse(host).map(Some),
+    }
+}
+
+fn map_or_none(config: &Config, text: &str) -> Result<Option<String>, String> {
+    match text.trim() {
+        "" => Ok(None),
+        text => config.place_map(text).map(Some),
     }
 }
 

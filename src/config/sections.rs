@@ -58,6 +58,14 @@ pub struct RouteOptions {
     pub maps: BTreeMap<String, String>,
     /// The access map's specification.
     pub access_db: Option<String>,
+    /// The virtusertable's specification.
+    pub virtusertable: Option<String>,
+    /// Class `VirtHost`: domains that only the virtusertable knows, one a line.
+    pub virtuser_domain_file: Option<PathBuf>,
+    /// The mailertable's specification.
+    pub mailertable: Option<String>,
+    /// Names of mailers that are defined.
+    pub mailers: Vec<String>,
     /// Class `R`: domains that may be relayed to and from. May be missing.
     pub relay_domains: PathBuf,
     /// Where all mail for other hosts goes.

@@ -89,7 +89,26 @@ impl Finder<'_> {
     /// # Errors
     /// The outcome for all recipients, if there is none to try.
     pub(crate) async fn hosts(&self, hop: &NextHop) -> Result<Vec<Host>, Outcome> {
+        let NextHop::Several(hops) = hop else {
+            return self.hosts_of_one(hop).await;
+        };
+        let (mut found, mut trouble) = (Vec::new(), None);
+        for hop in hops {
+            match self.hosts_of_one(hop).await {
+                Ok(hosts) => found.extend(hosts),
+                Err(outcome) => trouble = Some(outcome),
+            }
+        }
+        match trouble {
+            Some(outcome) if found.is_empty() => Err(outcome),
+            _ => Ok(found),
+        }
+    }
+
+    async fn hosts_of_one(&self, hop: &NextHop) -> Result<Vec<Host>, Outcome> {
         let domain = match hop {
+            // Lists are not nested.
+            NextHop::Several(_) => return Ok(Vec::new()),
             NextHop::Host { name, .. } => return Ok(vec![Host::parse(name)]),
             NextHop::Mx(domain) if domain.is_literal() => {
                 return Ok(vec![Host::parse(domain.as_str())]);

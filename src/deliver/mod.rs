@@ -65,6 +65,8 @@ pub enum NextHop {
         /// TCP port; the mailers' own port if `None`.
         port: Option<u16>,
     },
+    /// Each of these, in this order, until one takes the message. A port is that of the first.
+    Several(Vec<NextHop>),
 }
 
 /// Where a group of recipients is handed over.

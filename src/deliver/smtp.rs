@@ -117,6 +117,12 @@ impl SmtpMailer {
             NextHop::Host {
                 port: Some(port), ..
             } => *port,
+            NextHop::Several(hops) => match hops.first() {
+                Some(NextHop::Host {
+                    port: Some(port), ..
+                }) => *port,
+                _ => self.options.port,
+            },
             _ => self.options.port,
         };
         let hosts = match finder.hosts(hop).await {
@@ -457,6 +463,7 @@ fn is_sendable(address: &str) -> bool {
 fn cache_key(hop: &NextHop) -> String {
     match hop {
         NextHop::Mx(domain) => format!("mx {}", domain.folded()),
+        NextHop::Several(hops) => hops.iter().map(cache_key).collect::<Vec<_>>().join(", "),
         NextHop::Host { name, port } => {
             format!("host {} {}", name.to_ascii_lowercase(), port.unwrap_or(0))
         }

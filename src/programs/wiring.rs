@@ -25,7 +25,7 @@ use crate::deliver::{
 use crate::dns::{Resolver, ResolverOptions, SystemResolver};
 use crate::maillog::{Destination, LogSettings, Maillog, QueueId, Severity};
 use crate::netmaps::{NetMaps, NetOptions};
-use crate::route::{Notice, RelayTo, RouteError, Router, RouterParts};
+use crate::route::{Notice, RelayTo, RouteError, Router, RouterParts, Tables};
 use crate::users::Users;
 
 /// Longest wait for another program's lock on a mailbox. Source: mail.local's five minutes of retries, cut down, as a
@@ -137,6 +137,7 @@ pub fn client_router(config: &Config, system: &System, to: RelayTo) -> Result<Ro
         users: Arc::clone(&system.users),
         aliases: Vec::new(),
         access: None,
+        tables: Tables::default(),
         // What there is to say of names and classes, the MTA says.
         notice: Arc::new(|_: &str| {}),
     };

@@ -208,10 +208,7 @@ fn plan(shared: &Shared, id: crate::envelope::MessageId) -> Result<Option<Plan>,
             } => {
                 let destination = Destination::Smtp {
                     mailer: if is_relay { "relay" } else { "esmtp" },
-                    hop: match hop {
-                        Hop::Mx(domain) => NextHop::Mx(domain),
-                        Hop::Host { name, port } => NextHop::Host { name, port },
-                    },
+                    hop: next_hop(hop),
                 };
                 (destination, address)
             }
@@ -253,6 +250,14 @@ fn plan(shared: &Shared, id: crate::envelope::MessageId) -> Result<Option<Plan>,
         settled,
         groups,
     }))
+}
+
+fn next_hop(hop: Hop) -> NextHop {
+    match hop {
+        Hop::Mx(domain) => NextHop::Mx(domain),
+        Hop::Host { name, port } => NextHop::Host { name, port },
+        Hop::Several(hops) => NextHop::Several(hops.into_iter().map(next_hop).collect()),
+    }
 }
 
 /// Makes the attempts for which there are slots, all at once.

@@ -13,6 +13,7 @@
 use std::net::IpAddr;
 
 use super::resolve::{Place, UNKNOWN_TEXT};
+use super::tables::Placed;
 use super::{Client, RouteError, Router};
 use crate::address::{Address, Domain, ReversePath};
 use crate::status::{Reply, Status};
@@ -124,8 +125,22 @@ impl Router {
             Some(Access::NotBuilt(value)) => return Err(self.not_built("To:", &value)),
             Some(Access::Ok | Access::Relay | Access::Skip) | None => {}
         }
+        // The domain itself decides on relaying, and then the virtusertable on who it is.
+        let is_ours = matches!(&place, Place::Here(_))
+            || address
+                .domain()
+                .is_some_and(|domain| self.is_virtual(&domain.folded()));
+        let place = match self.placed(address) {
+            Ok(Placed::To(place)) => place,
+            Ok(Placed::Refused(refusal)) if is_ours => {
+                return Err(about(&shown, refusal.code, refusal.status, &refusal.text));
+            }
+            Ok(Placed::Refused(_)) => place,
+            Err(error) => return Err(self.lookup_trouble(&error)),
+        };
         let local = match place {
             Place::Here(local) => local,
+            Place::Elsewhere(_) if is_ours => return Ok(()),
             Place::Elsewhere(remote) => {
                 return if self.is_relayed_domain(&remote)? || self.may_relay(client)? {
                     Ok(())

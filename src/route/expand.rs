@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use super::forward::Found;
 use super::resolve::{LOOP, LOOP_TEXT, Place, UNKNOWN_TEXT};
+use super::tables::Placed;
 use super::target::{Target, quote_local, split};
 use super::{Route, RouteError, Router};
 use crate::address::Address;
@@ -467,7 +468,11 @@ impl<'r> Walk<'r> {
         for text in pieces.iter().rev() {
             let target = Target::parse(text);
             let place = match &target {
-                Target::Address(address) => Some(self.router.place(address)),
+                Target::Address(address) => match self.router.placed(address)? {
+                    Placed::To(place) => Some(place),
+                    // What is refused is so when its turn comes, and reported.
+                    Placed::Refused(_) => Some(Place::Elsewhere(address.clone())),
+                },
                 _ => None,
             };
             match place {

@@ -18,6 +18,7 @@ mod forward;
 mod resolve;
 mod shells;
 mod table;
+mod tables;
 mod target;
 mod verify;
 
@@ -95,6 +96,15 @@ pub struct ListLenience {
     pub include: Lenience,
 }
 
+/// The tables that send addresses and domains elsewhere; each may be missing.
+#[derive(Clone, Default)]
+pub struct Tables {
+    /// virtusertable: addresses of this host to others.
+    pub virtual_users: Option<Table>,
+    /// mailertable: domains to mailers and hosts.
+    pub mailers: Option<Table>,
+}
+
 /// What a [`Router`] is made of.
 pub struct RouterParts {
     /// Files, limits and the smart host.
@@ -109,6 +119,8 @@ pub struct RouterParts {
     pub aliases: Vec<Table>,
     /// The access map.
     pub access: Option<Table>,
+    /// The tables that send addresses and domains elsewhere.
+    pub tables: Tables,
     /// The log.
     pub notice: Notice,
 }
@@ -148,9 +160,14 @@ impl RouterParts {
             .iter()
             .map(|text| of(text, Definition::parse_alias(text)))
             .collect::<Result<_, _>>()?;
-        let access = match &options.access_db {
-            Some(text) => Some(of(text, Definition::parse(text))?),
-            None => None,
+        let by_name = |text: &Option<String>| match text {
+            Some(text) => of(text, Definition::parse(text)).map(Some),
+            None => Ok(None),
+        };
+        let access = by_name(&options.access_db)?;
+        let tables = Tables {
+            virtual_users: by_name(&options.virtusertable)?,
+            mailers: by_name(&options.mailertable)?,
         };
         Ok(Self {
             options: options.clone(),
@@ -159,6 +176,7 @@ impl RouterParts {
             users,
             aliases,
             access,
+            tables,
             notice,
         })
     }
@@ -179,6 +197,8 @@ pub struct Router {
     users: Arc<Users>,
     aliases: Vec<Table>,
     access: Option<Table>,
+    tables: Tables,
+    virtual_domains: Option<Class>,
     notice: Notice,
     relay_to: Option<RelayTo>,
     default_user: Who,
@@ -199,6 +219,7 @@ impl Router {
             users,
             aliases,
             access,
+            tables,
             notice,
         } = parts;
         if !host.is_qualified() {
@@ -222,6 +243,10 @@ impl Router {
         for address in addresses.into_iter().chain(loopback) {
             own_names.insert(literal(address));
         }
+        let virtual_domains = match &options.virtuser_domain_file {
+            Some(file) => Some(Class::open(file, Arc::clone(&notice))?),
+            None => None,
+        };
         let default_user = default_user(&options.default_user, &users, &notice);
         Ok(Self {
             default_user,
@@ -233,6 +258,8 @@ impl Router {
             users,
             aliases,
             access,
+            tables,
+            virtual_domains,
             notice,
             relay_to: None,
             read_as: Arc::new(safe_file::read),
@@ -366,6 +393,23 @@ pub enum Hop {
         /// The port, if not 25.
         port: Option<u16>,
     },
+    /// Each of these, in this order, until one takes it.
+    Several(Vec<Hop>),
+}
+
+impl std::fmt::Display for Hop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Mx(domain) => write!(f, "{domain}"),
+            Self::Host { name, .. } => f.write_str(name),
+            Self::Several(hops) => {
+                for (at, hop) in hops.iter().enumerate() {
+                    write!(f, "{}{hop}", if at > 0 { ":" } else { "" })?;
+                }
+                Ok(())
+            }
+        }
+    }
 }
 
 /// What is to be done with a recipient.

@@ -2,7 +2,7 @@
 //!
 //! Here the order of decisions is fixed: percent and bang addresses of ours are unfolded, then the domain decides
 //! between this host and others; on this host aliases come first ([`super::expand`]), then users, then `user+detail`
-//! as `user`. Later tables (virtusertable, mailertable) join in [`Router::place`] and [`Router::remote`].
+//! as `user`. Before all that the virtusertable is asked, and for other hosts the mailertable ([`super::tables`]).
 //!
 //! A recipient that is the end of an expansion (it has a parent) is never looked up as an alias again: what was
 //! expanded and journaled stays as it is, whatever happens to the alias file meanwhile.
@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use super::expand::unopened;
 use super::shells;
 use super::table::first_of;
+use super::tables::Placed;
 use super::target::{Target, quote_local};
 use super::{Hop, RelayTo, Route, RouteError, Router, Taken, bracketed};
 use crate::address::{Address, Domain, ReversePath};
@@ -69,7 +70,7 @@ impl Router {
     }
 
     fn try_resolve(&self, recipient: &Recipient, taken: &mut Taken) -> Result<Route, RouteError> {
-        let target = Target::parse(&recipient.target);
+        let mut target = Target::parse(&recipient.target);
         if let (Some(to), Target::Address(address)) = (&self.relay_to, &target) {
             return Ok(self.relayed(to, address));
         }
@@ -86,11 +87,17 @@ impl Router {
                     text: format!("Cannot mail directly to {kind}"),
                 });
             }
-            if let Target::Address(address) = &target
-                && let Place::Here(local) = self.place(address)
-                && let Some(route) = self.expand(&local, recipient, taken)?
-            {
-                return Ok(route);
+            if let Target::Address(address) = &target {
+                match self.placed(address)? {
+                    Placed::Refused(refusal) => return Ok(refusal.into_route()),
+                    Placed::To(Place::Here(local)) => {
+                        if let Some(route) = self.expand(&local, recipient, taken)? {
+                            return Ok(route);
+                        }
+                        target = Target::Address(Address::from_parts(quote_local(&local), None));
+                    }
+                    Placed::To(Place::Elsewhere(address)) => target = Target::Address(address),
+                }
             }
         }
         if let (Some(_), Target::Include(path)) = (recipient.parent, &target) {
@@ -185,7 +192,10 @@ impl Router {
         Ok(match target {
             Target::Address(address) => match self.place(address) {
                 Place::Here(local) => self.mailbox(&local, true)?,
-                Place::Elsewhere(address) => self.guarded(self.remote(&address)),
+                Place::Elsewhere(address) => match self.by_mailertable(&address)? {
+                    Some(route) => route,
+                    None => self.guarded(self.remote(&address)),
+                },
             },
             Target::Mailbox(user) => self.mailbox(user, false)?,
             Target::Program(command) => Route::Program {
@@ -232,10 +242,23 @@ impl Router {
         Place::Here(address.local_unquoted())
     }
 
+    /// Where an address leads; one whose tables do not answer, or refuse it, is taken as it is.
+    fn placed_or_as_it_is(&self, address: &Address) -> Place {
+        match self.placed(address) {
+            Ok(Placed::To(place)) => place,
+            _ => self.place(address),
+        }
+    }
+
+    /// The route to a mailbox that a table names.
+    pub(super) fn mailbox_route(&self, local: &str) -> Result<Route, RouteError> {
+        self.mailbox(local, false)
+    }
+
     /// What makes two targets the same recipient.
     pub(super) fn key(&self, target: &Target) -> String {
         match target {
-            Target::Address(address) => match self.place(address) {
+            Target::Address(address) => match self.placed_or_as_it_is(address) {
                 Place::Here(local) => local_key(&local),
                 Place::Elsewhere(address) => {
                     let domain = address.domain().map(Domain::folded).unwrap_or_default();
@@ -388,7 +411,7 @@ impl Router {
             return route;
         };
         let is_loopback = match hop {
-            Hop::Mx(_) => false,
+            Hop::Mx(_) | Hop::Several(_) => false,
             Hop::Host { name, .. } => Domain::parse(name)
                 .ok()
                 .and_then(|domain| bracketed(&domain))

@@ -9,6 +9,7 @@
 use super::access::trouble;
 use super::expand::{End, Ends, LIST_PROBLEM, Steps};
 use super::resolve::{LOOP, Place, UNKNOWN_TEXT};
+use super::tables::Placed;
 use super::target::{Target, quote_local, split};
 use super::{Hop, Route, RouteError, Router, Taken, Verified};
 use crate::address::Address;
@@ -24,7 +25,17 @@ impl Router {
         let bare = unbracketed(text);
         let unknown = || Reply::new(550, Status::NO_USER, format!("{text}... {UNKNOWN_TEXT}"));
         let address = Address::parse(bare).map_err(|_| unknown())?;
-        match self.place(&address) {
+        let place = match self
+            .placed(&address)
+            .map_err(|error| self.lookup_trouble(&error))?
+        {
+            Placed::To(place) => place,
+            Placed::Refused(refusal) => {
+                let text = format!("{text}... {}", refusal.text);
+                return Err(Reply::new(refusal.code, refusal.status, text));
+            }
+        };
+        match place {
             Place::Elsewhere(address) => Ok(Verified {
                 address: address.to_string(),
                 is_remote: true,
@@ -52,9 +63,16 @@ impl Router {
     pub fn expand_shown(&self, text: &str) -> Result<Vec<String>, Reply> {
         let unknown = || Reply::new(550, Status::NO_USER, format!("{text}... {UNKNOWN_TEXT}"));
         let address = Address::parse(unbracketed(text)).map_err(|_| unknown())?;
-        let local = match self.place(&address) {
-            Place::Elsewhere(address) => return Ok(vec![format!("<{address}>")]),
-            Place::Here(local) => local,
+        let local = match self
+            .placed(&address)
+            .map_err(|error| self.lookup_trouble(&error))?
+        {
+            Placed::To(Place::Elsewhere(address)) => return Ok(vec![format!("<{address}>")]),
+            Placed::To(Place::Here(local)) => local,
+            Placed::Refused(refusal) => {
+                let text = format!("{text}... {}", refusal.text);
+                return Err(Reply::new(refusal.code, refusal.status, text));
+            }
         };
         let wrap = |error: RouteError| self.lookup_trouble(&error);
         let Some(ends) = self
@@ -124,7 +142,7 @@ impl Router {
         lines: &mut Vec<String>,
         code: &mut ExitCode,
     ) {
-        let target = Target::parse(text);
+        let mut target = Target::parse(text);
         let is_special = matches!(
             target,
             Target::Program(_) | Target::File(_) | Target::Include(_)
@@ -139,10 +157,35 @@ impl Router {
             }
             return;
         }
-        if let Target::Address(address) = &target
-            && self.relay_to.is_none()
-            && let Place::Here(local) = self.place(address)
-        {
+        let placed = match &target {
+            Target::Address(address) if self.relay_to.is_none() => match self.placed(address) {
+                Ok(placed) => Some(placed),
+                Err(error) => {
+                    lines.push(format!("{text}... Deferred: {error}"));
+                    *code = ExitCode::TempFail;
+                    return;
+                }
+            },
+            _ => None,
+        };
+        if let Some(Placed::Refused(refusal)) = placed {
+            lines.push(format!("{text}... {}", refusal.text));
+            *code = if refusal.code < 500 {
+                ExitCode::TempFail
+            } else {
+                ExitCode::NoUser
+            };
+            return;
+        }
+        if let Some(Placed::To(Place::Elsewhere(address))) = placed {
+            target = Target::Address(address);
+        } else if let Some(Placed::To(Place::Here(local))) = placed {
+            // What no table changed is shown as it was written.
+            let is_as_written = matches!(&target, Target::Address(address)
+                if matches!(self.place(address), Place::Here(own) if own == local));
+            if !is_as_written {
+                target = Target::Address(Address::from_parts(quote_local(&local), None));
+            }
             let steps = if is_verbose {
                 Steps::Told
             } else {
@@ -205,7 +248,11 @@ impl Router {
             }
             // Where it would go is asked, not whether the sandbox lets it.
             Target::Address(address) => match self.place(address) {
-                Place::Elsewhere(address) => Ok(self.remote(&address)),
+                Place::Elsewhere(address) => match self.by_mailertable(&address) {
+                    Ok(Some(route)) => Ok(route),
+                    Ok(None) => Ok(self.remote(&address)),
+                    Err(error) => Err(error),
+                },
                 Place::Here(_) => self.end(target),
             },
             _ => self.end_for(target, end.controlling_user.as_ref()),
@@ -241,6 +288,7 @@ impl Router {
                             .unwrap_or_default()
                     }
                     (Hop::Host { name, .. }, _) => name,
+                    (several @ Hop::Several(_), _) => several.to_string(),
                 };
                 format!("{text}... deliverable: mailer {mailer}, host {host}, user {address}")
             }

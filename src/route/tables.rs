@@ -1,0 +1,411 @@
+//! virtusertable and mailertable: addresses and domains that the operator sends elsewhere.
+//!
+//! A virtusertable maps addresses of this host's domains, and of those of `virtuser_domain_file`, to others, again and
+//! again until none matches; a mailertable maps domains of other hosts to a mailer and its hosts. Both may answer with an error.
+//! Guarantees: a lookup that did not work is trouble of ours, never "no such user" (I9). Blocks: as the maps do.
+//! Limits: [`VIRTUAL_STEPS_MAX`]. Sources: cf/README of Sendmail, MAPS.md section 11, transcript 51.
+
+#![deny(clippy::indexing_slicing)]
+
+use super::resolve::Place;
+use super::target::Target;
+use super::{Hop, Route, RouteError, Router};
+use crate::address::{Address, Domain};
+use crate::status::Status;
+
+/// How often an address is mapped again. Source: Sendmail's MAXRULERECURSION.
+const VIRTUAL_STEPS_MAX: usize = 50;
+
+/// An answer that a table gives instead of a recipient: `error:5.7.1:550 text`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// SMTP reply code.
+    pub(super) code: u16,
+    pub(super) status: Status,
+    pub(super) text: String,
+}
+
+/// Where an address leads once tables were asked.
+pub(super) enum Placed {
+    /// A mailbox name of this host, another host's address.
+    To(Place),
+    Refused(Refusal),
+}
+
+impl Refusal {
+    /// Reads what follows `error:`. Without codes of its own, a word stands for them, as in Sendmail.
+    pub(super) fn parse(text: &str) -> Self {
+        let text = text.trim();
+        let (status, rest) = match text.split_once(':') {
+            Some((status, rest)) => match Status::parse(status.trim()) {
+                Some(status) => (Some(status), rest.trim()),
+                None => (None, text),
+            },
+            None => (None, text),
+        };
+        let rest = rest.trim_matches('"');
+        let (word, message) = rest.split_once(' ').unwrap_or((rest, ""));
+        let code = word
+            .parse::<u16>()
+            .ok()
+            .filter(|code| (400..600).contains(code));
+        if let Some(code) = code {
+            let class = if code < 500 { 4 } else { 5 };
+            return Self {
+                code,
+                status: status.unwrap_or(Status::new(class, 0, 0)),
+                text: message.trim().to_owned(),
+            };
+        }
+        if let Some(status) = status {
+            let code = if status.class == 4 { 450 } else { 550 };
+            return Self {
+                code,
+                status,
+                text: rest.to_owned(),
+            };
+        }
+        // Names of sysexits(3) for what there is no code for.
+        let (code, status) = match word.to_ascii_lowercase().as_str() {
+            "tempfail" => (450, Status::new(4, 0, 0)),
+            "nohost" => (550, Status::new(5, 1, 2)),
+            "protocol" => (554, Status::new(5, 5, 0)),
+            "unavailable" => (554, Status::new(5, 0, 0)),
+            "config" => (554, Status::new(5, 3, 5)),
+            "usage" => (501, Status::new(5, 5, 4)),
+            _ => (553, Status::new(5, 3, 0)),
+        };
+        let is_word = [
+            "nouser",
+            "nohost",
+            "tempfail",
+            "protocol",
+            "unavailable",
+            "config",
+            "usage",
+        ]
+        .contains(&word.to_ascii_lowercase().as_str());
+        let text = if is_word { message } else { rest };
+        Self {
+            code,
+            status,
+            text: if text.is_empty() {
+                "User unknown"
+            } else {
+                text
+            }
+            .to_owned(),
+        }
+    }
+
+    /// As an outcome of routing.
+    pub(super) fn into_route(self) -> Route {
+        if self.code < 500 {
+            Route::Deferred {
+                status: self.status,
+                text: self.text,
+            }
+        } else {
+            Route::Failed {
+                status: self.status,
+                text: self.text,
+            }
+        }
+    }
+}
+
+impl Router {
+    /// Where an address leads, virtusertable asked.
+    pub(super) fn placed(&self, address: &Address) -> Result<Placed, RouteError> {
+        let mut address = address.clone();
+        if self.tables.virtual_users.is_none() {
+            return Ok(Placed::To(self.place(&address)));
+        }
+        for _ in 0..VIRTUAL_STEPS_MAX {
+            let place = self.place(&address);
+            let Some(value) = self.virtual_value(&address)? else {
+                return Ok(Placed::To(place));
+            };
+            if let Some(error) = strip_word(&value, "error:") {
+                return Ok(Placed::Refused(Refusal::parse(error)));
+            }
+            match Target::parse(&value) {
+                // A name without a domain is a mailbox or an alias of this host.
+                Target::Address(next) if next.domain().is_none() => {
+                    return Ok(Placed::To(Place::Here(next.local_unquoted())));
+                }
+                Target::Address(next) => address = next,
+                _ => {
+                    return Err(RouteError::Lookup {
+                        table: "virtusertable".to_owned(),
+                        detail: format!("{value} for {address} is no address"),
+                    });
+                }
+            }
+        }
+        Ok(Placed::Refused(Refusal {
+            code: 554,
+            status: Status::new(5, 0, 0),
+            text: format!("virtusertable: excessive recursion (max {VIRTUAL_STEPS_MAX})"),
+        }))
+    }
+
+    /// What the virtusertable says of an address of a domain it may speak for, its `%1` to `%3` filled in.
+    fn virtual_value(&self, address: &Address) -> Result<Option<String>, RouteError> {
+        let (Some(table), Some(domain)) = (&self.tables.virtual_users, address.domain()) else {
+            return Ok(None);
+        };
+        let folded = domain.folded();
+        if !self.is_virtual(&folded) && !self.is_local(address) {
+            return Ok(None);
+        }
+        let local = address.local_unquoted();
+        let (user, detail) = match local.split_once('+') {
+            Some((user, detail)) if !user.is_empty() => (user.to_owned(), Some(detail)),
+            _ => (local.clone(), None),
+        };
+        let mut keys = vec![format!("{local}@{folded}")];
+        if let Some(detail) = detail {
+            if !detail.is_empty() {
+                keys.push(format!("{user}++@{folded}"));
+            }
+            keys.push(format!("{user}+*@{folded}"));
+            keys.push(format!("{user}@{folded}"));
+            if !detail.is_empty() {
+                keys.push(format!("++@{folded}"));
+            }
+            keys.push(format!("+*@{folded}"));
+        }
+        keys.push(format!("@{folded}"));
+        for key in keys {
+            if let Some(value) = table.get(&key)? {
+                let detail = detail.unwrap_or_default();
+                let with_plus = match detail {
+                    "" => String::new(),
+                    detail => format!("+{detail}"),
+                };
+                return Ok(Some(filled(&value, &[&user, detail, &with_plus])));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a domain is the virtusertable's alone: of `virtuser_domain_file`.
+    pub(super) fn is_virtual(&self, folded: &str) -> bool {
+        self.virtual_domains
+            .as_ref()
+            .is_some_and(|class| class.contains(folded))
+    }
+
+    /// What the mailertable says of another host's address. `None`: nothing.
+    pub(super) fn by_mailertable(&self, address: &Address) -> Result<Option<Route>, RouteError> {
+        let (Some(table), Some(domain)) = (&self.tables.mailers, address.domain()) else {
+            return Ok(None);
+        };
+        let folded = domain.folded();
+        let mut found = table.get(&folded)?.map(|value| (value, String::new()));
+        let mut at = 0;
+        while found.is_none() {
+            let Some(dot) = folded.get(at..).and_then(|rest| rest.find('.')) else {
+                break;
+            };
+            at += dot;
+            let (cut, suffix) = folded.split_at(at);
+            found = table.get(suffix)?.map(|value| (value, cut.to_owned()));
+            at += 1;
+        }
+        if found.is_none() {
+            found = table.get(".")?.map(|value| (value, folded.clone()));
+        }
+        let Some((value, cut)) = found else {
+            return Ok(None);
+        };
+        let value = filled(&value, &[&cut]);
+        if let Some(error) = strip_word(&value, "error:") {
+            return Ok(Some(Refusal::parse(error).into_route()));
+        }
+        let trouble = |detail: String| RouteError::Lookup {
+            table: "mailertable".to_owned(),
+            detail,
+        };
+        let (mailer, host) = value
+            .split_once(':')
+            .ok_or_else(|| trouble(format!("{value} for {folded} is not MAILER:HOST")))?;
+        Ok(Some(match mailer.trim() {
+            "local" if host.is_empty() => self.mailbox_route(&address.local_unquoted())?,
+            "local" => self.mailbox_route(host.split('@').next().unwrap_or(host))?,
+            name @ ("esmtp" | "smtp" | "smtp8" | "dsmtp" | "relay") => Route::Smtp {
+                is_relay: name == "relay",
+                hop: hops(host)
+                    .ok_or_else(|| trouble(format!("{host} for {folded} is no host")))?,
+                address: address.to_string(),
+            },
+            name if name == "discard" || self.options.mailers.iter().any(|m| m == name) => {
+                Route::Mailer {
+                    mailer: name.to_owned(),
+                    host: host.to_owned(),
+                    user: address.to_string(),
+                }
+            }
+            name => return Err(trouble(format!("unknown mailer {name} for {folded}"))),
+        }))
+    }
+}
+
+/// Hosts separated by colons, in the order in which they are tried; a number is the port of the one before.
+fn hops(text: &str) -> Option<Hop> {
+    let mut hops: Vec<Hop> = Vec::new();
+    for part in pieces(text) {
+        if let (Ok(number), Some(last)) = (part.parse::<u16>(), hops.last_mut()) {
+            let name = match last {
+                Hop::Mx(domain) => domain.as_str().to_owned(),
+                Hop::Host { name, .. } => name.clone(),
+                Hop::Several(_) => return None,
+            };
+            *last = Hop::Host {
+                name,
+                port: Some(number),
+            };
+            continue;
+        }
+        hops.push(
+            match part.strip_prefix('[').and_then(|p| p.strip_suffix(']')) {
+                Some(inner) => {
+                    let is_address = inner.parse::<std::net::IpAddr>().is_ok()
+                        || inner.to_ascii_lowercase().starts_with("ipv6:");
+                    Hop::Host {
+                        name: if is_address {
+                            part.to_owned()
+                        } else {
+                            inner.to_owned()
+                        },
+                        port: None,
+                    }
+                }
+                None => Hop::Mx(Domain::parse(part).ok()?),
+            },
+        );
+    }
+    match hops.len() {
+        0 => None,
+        1 => hops.pop(),
+        _ => Some(Hop::Several(hops)),
+    }
+}
+
+/// Pieces between colons that are not in brackets.
+fn pieces(text: &str) -> Vec<&str> {
+    let mut depth = 0_usize;
+    text.split(|c| {
+        match c {
+            '[' => depth += 1,
+            ']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ':' && depth == 0
+    })
+    .map(str::trim)
+    .filter(|piece| !piece.is_empty())
+    .collect()
+}
+
+/// What follows a word, whatever its case.
+fn strip_word<'t>(text: &'t str, word: &str) -> Option<&'t str> {
+    let head = text.get(..word.len())?;
+    head.eq_ignore_ascii_case(word)
+        .then(|| text.get(word.len()..).unwrap_or_default())
+}
+
+/// A value with `%1` and so on replaced; `%%` is a percent sign.
+fn filled(value: &str, arguments: &[&str]) -> String {
+    let mut out = String::with_capacity(value.len() + 16);
+    let mut rest = value.chars().peekable();
+    while let Some(c) = rest.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        match rest.peek().copied() {
+            Some('%') => {
+                rest.next();
+                out.push('%');
+            }
+            Some(digit) if digit.is_ascii_digit() => {
+                rest.next();
+                let at = digit
+                    .to_digit(10)
+                    .and_then(|d| usize::try_from(d).ok())
+                    .unwrap_or(0);
+                out.push_str(
+                    at.checked_sub(1)
+                        .and_then(|at| arguments.get(at))
+                        .unwrap_or(&""),
+                );
+            }
+            _ => out.push('%'),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_have_codes_statuses_or_words() {
+        for (text, code, status, message) in [
+            ("5.7.0:550 Go away", 550, Status::new(5, 7, 0), "Go away"),
+            ("4.2.1:450 later", 450, Status::new(4, 2, 1), "later"),
+            (
+                "nouser No such user here",
+                553,
+                Status::new(5, 3, 0),
+                "No such user here",
+            ),
+            (
+                "nohost no such domain here",
+                550,
+                Status::new(5, 1, 2),
+                "no such domain here",
+            ),
+            ("550 plain", 550, Status::new(5, 0, 0), "plain"),
+            ("tempfail", 450, Status::new(4, 0, 0), "User unknown"),
+            ("5.1.1:\"550 quoted\"", 550, Status::new(5, 1, 1), "quoted"),
+        ] {
+            let refusal = Refusal::parse(text);
+            assert_eq!(
+                (refusal.code, refusal.status, refusal.text.as_str()),
+                (code, status, message),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn arguments_are_filled_in() {
+        assert_eq!(filled("%1+%2%3@x%%y%", &["u", "d", "+d"]), "u+d+d@x%y%");
+        assert_eq!(filled("%4.%0", &["u"]), ".");
+    }
+
+    #[test]
+    fn hosts_come_in_lists_with_ports() {
+        let host = |name: &str, port| Hop::Host {
+            name: name.into(),
+            port,
+        };
+        assert_eq!(hops("[127.0.0.21]"), Some(host("[127.0.0.21]", None)));
+        assert_eq!(
+            hops("[127.0.0.21]:2525"),
+            Some(host("[127.0.0.21]", Some(2525)))
+        );
+        assert_eq!(hops("[IPv6:::1]"), Some(host("[IPv6:::1]", None)));
+        assert_eq!(hops("[mx.test]"), Some(host("mx.test", None)));
+        let mx = |name: &str| Hop::Mx(Domain::parse(name).unwrap());
+        assert_eq!(
+            hops("mx.dead.test:mx.ok.test"),
+            Some(Hop::Several(vec![mx("mx.dead.test"), mx("mx.ok.test")]))
+        );
+        assert_eq!(hops(""), None);
+    }
+}
