@@ -66,7 +66,7 @@ pub enum NextHop {
         port: Option<u16>,
     },
     /// Each of these, in this order, until one takes the message. A port is that of the first.
-    Several(Vec<NextHop>),
+    Several(Vec<Self>),
 }
 
 /// Where a group of recipients is handed over.

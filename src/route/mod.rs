@@ -394,7 +394,7 @@ pub enum Hop {
         port: Option<u16>,
     },
     /// Each of these, in this order, until one takes it.
-    Several(Vec<Hop>),
+    Several(Vec<Self>),
 }
 
 impl std::fmt::Display for Hop {
