@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::mailbox::{MailboxError, OpenMailbox};
 use super::mbox;
-use super::{Attempt, ContentOpener, OwnerLookup, Results, say};
+use super::{Attempt, ContentOpener, MailboxOwner, OwnerLookup, Results, say};
 use crate::address::ReversePath;
 use crate::clock::Clock;
 use crate::envelope::{Delivery, Outcome};
@@ -210,6 +210,38 @@ impl Shared {
         // The locks go first: whoever is told of the delivery may look at the mailbox.
         drop(mailbox);
         answer_all(appended, &outcome);
+    }
+}
+
+/// Appends one message to one mailbox and syncs it, for programs without a queue: `mail.local`.
+///
+/// # Durability
+/// Delivered means synced.
+///
+/// Blocks: disk, and another program's lock for as long as the options say.
+#[must_use]
+pub fn deliver_once(
+    options: &MailboxOptions,
+    name: &str,
+    owner: MailboxOwner,
+    sender: &ReversePath,
+    host_name: &str,
+    content: impl std::io::Read,
+    clock: &dyn Clock,
+) -> Outcome {
+    if !is_mailbox_name(name) {
+        return deferred("the user's name cannot be that of a mailbox");
+    }
+    let path = options.directory.join(name);
+    let appended =
+        OpenMailbox::open(&path, owner, options.lock_wait_max, clock).and_then(|mut mailbox| {
+            let preamble = mbox::preamble(sender, host_name, clock.unix_ms());
+            mailbox.append(&preamble, content)?;
+            mailbox.sync()
+        });
+    match appended {
+        Ok(()) => Outcome::new(Delivery::Delivered, Status::OK, MAILER, "Sent"),
+        Err(error) => outcome_of(&error),
     }
 }
 

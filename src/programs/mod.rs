@@ -7,6 +7,7 @@
 pub mod background;
 pub mod client_queue;
 pub mod daemon;
+pub mod mail_local;
 pub mod mailq;
 pub mod mapd;
 pub mod newaliases;
