@@ -5,6 +5,8 @@
 mod dns;
 #[path = "deliver/dsn.rs"]
 mod dsn;
+#[path = "deliver/lmtp.rs"]
+mod lmtp;
 #[path = "deliver/mailbox.rs"]
 mod mailbox;
 #[path = "deliver/program.rs"]
