@@ -460,7 +460,13 @@ fn recipient_fields(out: &mut String, facts: &DsnFacts<'_>, recipient: &Reported
         out,
         &format!("Final-Recipient: RFC822; {}", clean(&recipient.address)),
     );
-    let actual = clean(&recipient.actual);
+    let quoted = clean(&recipient.actual);
+    // Commands and files may have the quotes that an alias has them in.
+    let actual = quoted
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+        .filter(|inner| inner.starts_with(['|', '/']))
+        .unwrap_or(&quoted);
     if actual.starts_with('|') || actual.starts_with('/') {
         line(out, &format!("X-Actual-Recipient: X-Unix; {actual}"));
     } else {
@@ -476,13 +482,16 @@ fn recipient_fields(out: &mut String, facts: &DsnFacts<'_>, recipient: &Reported
     };
     line(out, &format!("Action: {action}"));
     line(out, &format!("Status: {status}"));
-    if let Some(host) = relay_host(outcome) {
+    // What the log shows as a program's relay is no host.
+    if let Some(host) = relay_host(outcome).filter(|_| outcome.program.is_none()) {
         let host = host.strip_suffix('.').unwrap_or(host);
         line(out, &format!("Remote-MTA: DNS; {}", clean(host)));
     }
     if let Some(text) = diagnostic(recipient) {
+        // LMTP servers answer as SMTP's do.
         let kind = match outcome.mailer.as_str() {
             "esmtp" | "relay" => "SMTP",
+            _ if outcome.reply.is_some() => "SMTP",
             _ => "X-Unix",
         };
         line(out, &format!("Diagnostic-Code: {kind}; {}", clean(&text)));

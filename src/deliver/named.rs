@@ -79,6 +79,8 @@ pub(crate) struct Named {
 /// Recipients that one run of a mailer serves.
 struct Run {
     acting: Acting,
+    /// Whether `$u` is a command, whose letters mean something.
+    is_command: bool,
     /// `$h`.
     host: String,
     positions: Vec<usize>,
@@ -302,6 +304,7 @@ impl Named {
                 Some(run) => run.positions.push(position),
                 None => runs.push(Run {
                     acting,
+                    is_command: shown_name == "prog",
                     host,
                     positions: vec![position],
                 }),
@@ -473,15 +476,13 @@ impl Named {
                     let value = self.value(of, run, attempt, recipient);
                     match of {
                         Macro::User => {
-                            let is_command =
-                                recipient.is_some_and(|r| r.recipient.target.starts_with('|'));
-                            let is_kept = is_command || mailer.has('u');
+                            let is_kept = run.is_command || mailer.has('u');
                             let value = if is_kept {
                                 value
                             } else {
                                 value.to_ascii_lowercase()
                             };
-                            if mailer.has('s') && !is_command {
+                            if mailer.has('s') && !run.is_command {
                                 value.replace('"', "")
                             } else {
                                 value

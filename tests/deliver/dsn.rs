@@ -7,7 +7,9 @@ use diligence::deliver::dsn::{
     Audience, DsnFacts, Fate, RETURNED_BYTES_MAX, ReportKind, ReportedRecipient, Returned, compose,
     interval_text, subject,
 };
-use diligence::envelope::{Delivery, DsnReturn, Envelope, MessageId, Outcome, Recipient};
+use diligence::envelope::{
+    Delivery, DsnReturn, Envelope, MessageId, Outcome, ProgramEnd, Recipient,
+};
 use diligence::status::Status;
 use mail_parser::{MessageParser, MimeHeaders, PartType};
 
@@ -83,6 +85,95 @@ fn without_dates(bytes: &[u8]) -> String {
         }
     }
     out
+}
+
+/// A recipient that an alias led to, and how its program or file ended.
+fn ended(alias: &str, target: &str, mailer: &str, status: Status, text: &str) -> ReportedRecipient {
+    let is_file = target.starts_with('/');
+    let mut outcome = Outcome::new(Delivery::Failed, status, mailer, text);
+    outcome.program = Some(Box::new(ProgramEnd {
+        exit_code: if is_file { 73 } else { 69 },
+        output: if is_file {
+            vec![format!("{target}: No such file or directory")]
+        } else {
+            vec!["text on stdout".to_owned(), "text on stderr".to_owned()]
+        },
+    }));
+    ReportedRecipient {
+        shown: if is_file {
+            target.to_owned()
+        } else {
+            format!("\"{target}\"")
+        },
+        address: format!("{alias}@gold.example.test"),
+        actual: if is_file {
+            target.to_owned()
+        } else {
+            format!("\"{target}\"")
+        },
+        expanded_from: Some(format!("<{alias}>")),
+        original_recipient: None,
+        fate: Fate::Failed,
+        outcome,
+        attempted_unix_ms: NOW_MS,
+    }
+}
+
+/// Transcript 60, part 9.
+#[test]
+fn programs_and_files_are_reported_with_what_they_said_and_their_exit_codes() {
+    let envelope = envelope();
+    let unavailable = Status::new(5, 0, 0);
+    let recipients = [
+        ended(
+            "pipe69",
+            "|failprog 69",
+            "prog",
+            unavailable,
+            "Service unavailable",
+        ),
+        ended(
+            "badfile",
+            "/nonexistent/dir/file",
+            "*file*",
+            unavailable,
+            "Can't create output",
+        ),
+    ];
+    let report = without_dates(&compose(&facts(&envelope, &recipients, CONTENT)));
+    let text = "\
+   ----- The following addresses had permanent fatal errors -----
+\"|failprog 69\"
+    (reason: Service unavailable)
+    (expanded from: <pipe69>)
+/nonexistent/dir/file
+    (reason: Can't create output)
+    (expanded from: <badfile>)
+
+   ----- Transcript of session follows -----
+text on stdout
+text on stderr
+554 5.0.0 Service unavailable
+550 5.0.0 /nonexistent/dir/file... Can't create output
+
+";
+    assert!(report.contains(text), "{report}");
+    let fields = "\
+Final-Recipient: RFC822; pipe69@gold.example.test
+X-Actual-Recipient: X-Unix; |failprog 69
+Action: failed
+Status: 5.5.0
+Diagnostic-Code: X-Unix; 69
+Last-Attempt-Date: DATE
+
+Final-Recipient: RFC822; badfile@gold.example.test
+X-Actual-Recipient: X-Unix; /nonexistent/dir/file
+Action: failed
+Status: 5.3.0
+Diagnostic-Code: X-Unix; 73
+Last-Attempt-Date: DATE
+";
+    assert!(report.contains(fields), "{report}");
 }
 
 #[test]

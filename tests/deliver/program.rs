@@ -20,7 +20,7 @@ const CONTENT: &[u8] = b"Subject: s\r\nReturn-Path: <forged>\r\n\r\nbody\r\nFrom
 fn command(command: &str) -> Attempt {
     let mut attempt = attempt(&[command], CONTENT);
     for recipient in &mut attempt.recipients {
-        recipient.recipient.target = format!("|{command}");
+        recipient.recipient.target = format!("\"|{command}\"");
         recipient.recipient.has_brackets = false;
     }
     attempt
