@@ -314,6 +314,10 @@ impl Writer {
         let segment = &tail.segment;
         let mut submissions = submissions;
         let (pieces, laid, batch) = self.lay_out(&tail, &mut submissions);
+        if laid.is_empty() {
+            // Chunks of messages given up meanwhile, and nothing else.
+            return;
+        }
         #[cfg(test)]
         faults::seeded(Fault::TicketBeforeSync).then(|| faults::release_early(&submissions));
         let before = self.inner.clock.monotonic();

@@ -211,7 +211,10 @@ impl Spool {
             found.next_id = found
                 .next_id
                 .saturating_add(unread.saturating_mul(IDS_SKIPPED_UNREAD));
-            let dead: Vec<_> = found.standing.iter().map(|n| (*n, *n)).collect();
+            // Also what was last is passed over and not dead: what can't be read may prove it, and tell how it went on.
+            let is_dead = |n: &&format::BatchNumber| **n != found.index.applied_batch;
+            let dead = found.standing.iter().filter(is_dead);
+            let dead: Vec<_> = dead.map(|n| (*n, *n)).collect();
             skipped = uncovered::without((found.proven + 1, found.next_batch - 1), &dead);
             for range in &skipped {
                 found.uncovered.add(*range);
@@ -284,6 +287,14 @@ impl Spool {
             let mut frames: Vec<FrameIn> = dead.iter().map(of_kind(Kind::Void)).collect();
             frames.extend(skipped.iter().map(of_kind(Kind::Skip)));
             frames.extend(found.unproven);
+            if frames.is_empty() {
+                // A batch without a frame has no Lsn of its own, by which a checkpoint covers it.
+                frames.push(FrameIn::new(
+                    Kind::Pulse,
+                    MessageId::from_number(0),
+                    Vec::new(),
+                ));
+            }
             let commit = Commit::internal(frames);
             let ticket = Arc::clone(&commit.ticket);
             writer.write(vec![Submission::Commit(commit)]);

@@ -9,6 +9,9 @@
 //! What can't be read at all, be it a sector or a whole segment, keeps nothing else from working. Its batches are missing, and
 //! remembered as not covered ([`Uncovered`]): a later start that finds them takes them.
 //!
+//! A start that could not read everything passes numbers over (Skip). Its first batch holds, besides, a copy of the last
+//! batch that stood: it counts only if neither that one nor any that was passed over is found later.
+//!
 //! Voids need care: a batch written at a start says which earlier numbers are dead, but it may itself turn out to be
 //! torn. So a batch that a Void names is kept aside until the one that holds the Void is proven.
 
@@ -57,7 +60,7 @@ pub(super) struct Recovered {
     pub(super) temporaries: Vec<String>,
     pub(super) checkpoints: Vec<Lsn>,
     pub(super) checkpoint_bytes: u64,
-    /// Bytes of the batches replayed: the journal beyond the checkpoint.
+    /// Bytes read beyond the checkpoint: each segment that may hold anything there is read from end to end.
     pub(super) replayed_bytes: u64,
     pub(super) next_segment: SegmentNumber,
     pub(super) next_lsn: Lsn,
@@ -88,6 +91,18 @@ struct Found {
 impl Found {
     fn voids(&self) -> Vec<Range> {
         self.ranges(Kind::Void)
+    }
+
+    /// Whether everything in it is as it was written.
+    fn is_whole(&self) -> bool {
+        self.padding == Padding::Zero && self.frames.iter().all(|frame| self.checks(frame))
+    }
+
+    /// Whether it says that an earlier batch is dead: by a Void, or, if that one is not whole, by passing it over. It
+    /// then holds a copy.
+    fn ends(&self, old: &Self) -> bool {
+        let number = old.header.number;
+        covers(&self.voids(), number) || covers(&self.ranges(Kind::Skip), number) && !old.is_whole()
     }
 
     fn ranges(&self, kind: Kind) -> Vec<Range> {
@@ -331,6 +346,9 @@ impl Replay {
         if is_old && (!fate.is_quarantined || self.out.uncovered.is_empty()) {
             return None;
         }
+        if !is_old {
+            self.out.replayed_bytes += segment.capacity;
+        }
         Some((header.batch, Scan::new(segment, name, is_old)))
     }
 
@@ -424,17 +442,13 @@ impl Replay {
         }
         let voids = found.voids();
         // The one before is now proven, and so are its Voids; unless this one says that it is dead.
-        if self
-            .aside
-            .last()
-            .is_some_and(|last| !covers(&voids, last.header.number))
-        {
+        if self.aside.last().is_some_and(|last| !found.ends(last)) {
             self.settle_last();
         }
         self.out.proven = self.out.proven.max(found.header.durable);
         let (keep, apply): (Vec<_>, Vec<_>) = std::mem::take(&mut self.aside)
             .into_iter()
-            .partition(|old| covers(&voids, old.header.number));
+            .partition(|old| found.ends(old));
         for old in apply {
             self.apply(&old, &voids);
         }
@@ -457,7 +471,6 @@ impl Replay {
             return;
         }
         self.late_batches += 1;
-        self.out.replayed_bytes += round_to_block(u64::from(found.header.length));
         for frame in &found.frames {
             if self.counts_late(frame) {
                 self.apply_frame(&found, frame);
@@ -486,13 +499,13 @@ impl Replay {
 
     /// The last batch noted is proven durable: what its Voids name is dead for good.
     fn settle_last(&mut self) {
-        let Some(last) = self.aside.last() else {
+        let Some(last) = self.aside.pop() else {
             return;
         };
         self.out.proven = self.out.proven.max(last.header.number);
-        let voids = last.voids();
-        self.aside.retain(|old| !covers(&voids, old.header.number));
-        self.voids.extend(voids);
+        self.aside.retain(|old| !last.ends(old));
+        self.voids.extend(last.voids());
+        self.aside.push(last);
     }
 
     /// Applies a batch that counts. `more` are Voids of a later batch, which explain gaps but are not proven yet.
@@ -544,12 +557,16 @@ impl Replay {
                 found.offset
             ));
         }
+        // What it holds besides is a copy of one that it passes over: that one counts, or what came after it.
+        let is_copied = self.reached.is_some_and(|reached| covers(&skips, reached));
         self.reached = Some(number);
-        self.out.replayed_bytes += round_to_block(u64::from(found.header.length));
         self.last_segment = Some(found.segment);
         self.out.index.applied_batch = number;
         self.out.index.applied_lsn =
             (found.header.lsn + u64::from(found.header.frames)).saturating_sub(1);
+        if is_copied {
+            return;
+        }
         for frame in &found.frames {
             self.apply_frame(found, frame);
         }
@@ -600,8 +617,7 @@ impl Replay {
         self.settle_late(&[]);
         while let Some(last) = self.aside.pop() {
             let number = last.header.number;
-            let checks =
-                last.padding == Padding::Zero && last.frames.iter().all(|frame| last.checks(frame));
+            let checks = last.is_whole();
             #[cfg(test)]
             let checks = checks || super::faults::seeded(Fault::NoBatchChecksum);
             if number > self.out.proven && !checks {
@@ -618,10 +634,7 @@ impl Replay {
             }
             let voids = last.voids();
             let aside = std::mem::take(&mut self.aside);
-            for old in aside
-                .iter()
-                .filter(|old| !covers(&voids, old.header.number))
-            {
+            for old in aside.iter().filter(|old| !last.ends(old)) {
                 self.apply(old, &voids);
             }
             self.apply(&last, &[]);

@@ -547,3 +547,32 @@ fn an_error_that_passes_holds_nothing() {
     assert!(!error(io::ErrorKind::Interrupted).is_damage());
     assert!(error(io::ErrorKind::UnexpectedEof).is_damage());
 }
+
+#[test]
+fn starts_that_follow_each_other_closely_use_up_no_disk() {
+    let mut disk = SimStorage::new(78);
+    let small = SpoolOptions {
+        checkpoint_bytes: 4 * options().segment_bytes,
+        ..options()
+    };
+    let mut most = 0;
+    for _ in 0..60 {
+        let clock = Arc::new(ManualClock::at(1_795_367_807_000));
+        let storage = Arc::new(disk.clone());
+        let (spool, mut writer, report) = Spool::open(storage, clock, small.clone()).unwrap();
+        assert!(!report.is_damaged, "{report:?}");
+        assert!(spool.ids().is_empty());
+        // Neither the bytes nor the time of one life make a checkpoint due.
+        let id = accept(&spool, &mut writer, b"little mail", &["bob"]);
+        works_off(&spool, &mut writer, id);
+        spool.keep();
+        let names = disk.list().unwrap();
+        let files = names
+            .iter()
+            .filter(|n| n.starts_with("segment-") || n.starts_with("spare-"));
+        most = most.max(files.count());
+        disk = disk.crash(&mut |_, _| false, 0);
+    }
+    // As many as two checkpoints are apart, twice, and spares.
+    assert!(most <= 24, "{most} files after 60 starts");
+}
