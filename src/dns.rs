@@ -180,7 +180,14 @@ impl TableResolver {
         self
     }
 
-    /// Makes every lookup of a name fail temporarily.
+    /// Adds a name that an address claims and that need not resolve back.
+    #[must_use]
+    pub fn with_name(mut self, address: IpAddr, host: &str) -> Self {
+        self.names.entry(address).or_default().push(folded(host));
+        self
+    }
+
+    /// Makes every lookup of a name, or of an address in text, fail temporarily.
     #[must_use]
     pub fn with_failure(mut self, name: &str, reason: &str) -> Self {
         self.failing.insert(folded(name), reason.to_owned());

@@ -10,11 +10,14 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use diligence::address::{Address, ReversePath};
+use diligence::config::access::AccessOptions;
 use diligence::config::endpoint::HostPort;
 use diligence::config::host::HostName;
 use diligence::config::{Remote, RouteOptions};
 use diligence::envelope::{Recipient, RecipientId, RecipientState};
-use diligence::route::{Client, Hop, Route, Router, RouterParts, Table, Taken};
+use diligence::route::{
+    Client, Disposition, Hop, NameLookup, Route, Router, RouterParts, Table, Taken,
+};
 use diligence::status::{ExitCode, Reply, Status};
 use diligence::users::Users;
 
@@ -107,6 +110,10 @@ impl Site {
                 local_host_names: folder.path().join("local-host-names"),
                 relay_domains: folder.path().join("relay-domains"),
                 max_alias_recursion: 10,
+                access: AccessOptions {
+                    blocklist_recipients: true,
+                    ..AccessOptions::default()
+                },
                 ..RouteOptions::default()
             },
             host: HostName {
@@ -161,6 +168,7 @@ fn client(address: &str) -> Client {
     Client {
         address: address.parse::<IpAddr>().unwrap(),
         name: None,
+        name_lookup: NameLookup::Settled,
         helo: "c".into(),
     }
 }
@@ -185,17 +193,20 @@ fn local(user: &str) -> Route {
 }
 
 fn recipient_answer(router: &Router, address: &str, from: &str) -> String {
-    match router.check_recipient(&Address::parse(address).unwrap(), &client(from)) {
-        Ok(()) => "ok".into(),
-        Err(reply) => reply.to_line(),
+    let sender = ReversePath::parse("s@sender.test").unwrap();
+    let parsed = Address::parse(address).unwrap();
+    match router.check_recipient(&parsed, &sender, &client(from)) {
+        Ok(_) => "ok".into(),
+        Err(refusal) => refusal.about(&format!("<{address}>")).to_line(),
     }
 }
 
 fn sender_answer(router: &Router, address: &str) -> String {
     let sender = ReversePath::parse(address).unwrap();
     match router.check_sender(&sender, &client("127.0.0.50")) {
-        Ok(()) => "ok".into(),
-        Err(reply) => reply.to_line(),
+        Ok(Some(Disposition::Discard)) => "discard".into(),
+        Ok(_) => "ok".into(),
+        Err(refusal) => refusal.about(&sender.to_string()).to_line(),
     }
 }
 
@@ -468,8 +479,8 @@ fn trouble_with_a_lookup_defers_and_never_refuses() {
     let router = Router::new(site.parts).unwrap();
     assert_eq!(sender_answer(&router, "s@sender.test"), answer);
     assert_eq!(recipient_answer(&router, "x@ok.test", "127.0.0.50"), answer);
-    let connect = router.check_connect(&client("127.0.0.50"));
-    assert_eq!(connect.unwrap_err().to_line(), answer);
+    let connect = router.check_client(&client("127.0.0.50"));
+    assert_eq!(connect.unwrap_err().bare().to_line(), answer);
 }
 
 #[test]
@@ -650,14 +661,14 @@ fn senders_need_a_domain() {
     assert_eq!(sender_answer(&router, ""), "ok");
     assert_eq!(sender_answer(&router, "s@sender.test"), "ok");
     let sender = ReversePath::parse("s@localhost").unwrap();
-    assert_eq!(router.check_sender(&sender, &client("127.0.0.1")), Ok(()));
+    let own = router.check_sender(&sender, &client("127.0.0.1"));
+    assert_eq!(own, Ok(Some(Disposition::Accept)));
 }
 
 #[test]
 fn the_access_map_answers_as_sendmails_does() {
     let mut site = Site::new();
     site.parts.access = Some(Table::fixed("access", ACCESS));
-    let notices = Arc::clone(&site.notices);
     let router = Router::new(site.parts).unwrap();
     for (sender, answer) in [
         (
@@ -711,20 +722,10 @@ fn the_access_map_answers_as_sendmails_does() {
             "BAD@Spammer.Test",
             "550 5.7.1 <BAD@Spammer.Test>... Access denied",
         ),
-        (
-            "disc@sender.test",
-            "451 4.3.0 Temporary system failure. Please try again later.",
-        ),
+        ("disc@sender.test", "discard"),
     ] {
         assert_eq!(sender_answer(&router, sender), answer);
     }
-    assert!(
-        notices
-            .lock()
-            .unwrap()
-            .iter()
-            .any(|line| line.contains("DISCARD"))
-    );
     for (address, answer) in [
         (
             "frozen@gold.example.test",
@@ -747,9 +748,9 @@ fn the_access_map_answers_as_sendmails_does() {
     ] {
         assert_eq!(recipient_answer(&router, address, "127.0.0.50"), answer);
     }
-    let connect = |address: &str| match router.check_connect(&client(address)) {
-        Ok(()) => "ok".to_owned(),
-        Err(reply) => reply.to_line(),
+    let connect = |address: &str| match router.check_client(&client(address)) {
+        Ok(_) => "ok".to_owned(),
+        Err(refusal) => refusal.bare().to_line(),
     };
     assert_eq!(connect("127.0.0.60"), "550 5.7.1 Access denied");
     assert_eq!(connect("127.0.0.62"), "450 4.7.1 connect later");
@@ -759,7 +760,7 @@ fn the_access_map_answers_as_sendmails_does() {
     assert!(recipient_answer(&router, "x@ok.test", "127.0.0.64").starts_with("550 5.7.1"));
     let mut named = client("203.0.113.9");
     named.name = Some("a.spam.connect.test".into());
-    assert!(router.check_connect(&named).is_err());
+    assert!(router.check_client(&named).is_err());
 }
 
 #[test]

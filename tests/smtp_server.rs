@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use diligence::clock::{Clock, SystemClock};
 use diligence::config::RouteOptions;
+use diligence::config::access::AccessOptions;
 use diligence::config::host::HostName;
 use diligence::envelope::MessageId;
 use diligence::maillog::{Destination, LogSettings, Maillog};
@@ -84,6 +85,8 @@ impl Running {
             watch: setup.watch,
             free_bytes: free
                 .map(|free| -> diligence::smtpd::FreeBytes { Arc::new(move || Ok(free)) }),
+            access: AccessOptions::default(),
+            resolver: None,
         });
         let listen = Listen {
             name: "MTA".to_owned(),
@@ -409,7 +412,7 @@ fn connections_over_the_limits_are_told_to_come_back() {
     drop(second);
     let log = running.log();
     assert!(
-        log.contains("ruleset=check_relay, arg1=127.0.0.1, arg2=127.0.0.1, relay=[127.0.0.1], reject=421 4.3.2 Too many"),
+        log.contains("ruleset=check_relay, arg1=[127.0.0.1], arg2=127.0.0.1, relay=[127.0.0.1], reject=421 4.3.2 Too many"),
         "{log}"
     );
 }

@@ -5,11 +5,11 @@
 use std::fs;
 use std::sync::Arc;
 
-use diligence::address::Address;
+use diligence::address::{Address, ReversePath};
 use diligence::config::RouteOptions;
 use diligence::config::host::HostName;
 use diligence::envelope::Recipient;
-use diligence::route::{Client, Hop, Route, Router, RouterParts, Table, Tables, Taken};
+use diligence::route::{Client, Hop, NameLookup, Route, Router, RouterParts, Table, Tables, Taken};
 use diligence::users::Users;
 
 const PASSWD: &str = "\
@@ -115,11 +115,13 @@ fn answer(router: &Router, address: &str) -> String {
     let client = Client {
         address: "127.0.0.50".parse().unwrap(),
         name: None,
+        name_lookup: NameLookup::Settled,
         helo: "x".into(),
     };
-    match router.check_recipient(&Address::parse(address).unwrap(), &client) {
-        Ok(()) => "ok".into(),
-        Err(reply) => reply.to_line(),
+    let parsed = Address::parse(address).unwrap();
+    match router.check_recipient(&parsed, &ReversePath::Null, &client) {
+        Ok(_) => "ok".into(),
+        Err(denial) => denial.about(&format!("<{address}>")).to_line(),
     }
 }
 

@@ -15,6 +15,7 @@
 //! [`MAPS_MAX`].
 //! Source: sendmail(8), Installation and Operation Guide 5.6.
 
+pub mod access;
 pub mod duration;
 pub mod endpoint;
 mod error;

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::access::{AccessOptions, RelayOptions};
 use super::endpoint::{DaemonPort, HostPort};
 use super::mailer::MailerDefinition;
 use super::modes::{DeliveryMode, ErrorMode, PrivacyOptions, Remote, SpoolFileSystem};
@@ -68,6 +69,10 @@ pub struct RouteOptions {
     pub mailers: Vec<String>,
     /// Class `R`: domains that may be relayed to and from. May be missing.
     pub relay_domains: PathBuf,
+    /// Who may connect and send.
+    pub access: AccessOptions,
+    /// Who may send to other hosts.
+    pub relay: RelayOptions,
     /// Where all mail for other hosts goes.
     pub smart_host: Option<HostPort>,
     /// Which hosts may be contacted at all.
@@ -156,6 +161,8 @@ pub struct ServerTimeouts {
     pub command: Duration,
     /// For the next piece of a message.
     pub datablock: Duration,
+    /// How long the greeting is held back; zero to greet at once.
+    pub greet_pause: Duration,
 }
 
 /// How long the SMTP client waits. RFC 5321 4.5.3.2.1 to 4.5.3.2.6.

@@ -35,6 +35,7 @@ use crate::cli::VERSION;
 use crate::config::{Config, Remote, Request, Role};
 use crate::control::selection::Selection;
 use crate::control::server::Order;
+use crate::dns::Resolver;
 use crate::maillog::{QueueId, Severity};
 use crate::route::{RelayTo, Router};
 use crate::smtpd::names::{self, ClientNames};
@@ -538,16 +539,24 @@ impl Daemon<'_> {
             maillog: self.system.maillog.clone(),
             watch: Some(Arc::new(move |id| queue.watch(id))),
             free_bytes: Some(Arc::new(move || free_bytes(&directory))),
+            access: self.config.route.access.clone(),
+            resolver: self.smtpd_resolver(),
         }
     }
 
-    /// A sandbox asks no name server about its clients unless it may contact others.
     fn client_names(&self) -> ClientNames {
-        let resolver: Option<Arc<dyn crate::dns::Resolver>> = match self.config.deliver.remote {
-            Remote::Allowed => Some(wiring::resolver(self.config)),
-            Remote::LoopbackOnly => None,
-        };
+        let resolver = self.smtpd_resolver();
         ClientNames::new(resolver, names::WAIT, Arc::clone(&self.system.clock))
+    }
+
+    /// A sandbox asks no name server about clients and senders unless it may contact others, or asks loopback only.
+    fn smtpd_resolver(&self) -> Option<Arc<dyn Resolver>> {
+        let resolver: Arc<dyn Resolver> = wiring::resolver(self.config);
+        let may_ask = match self.config.deliver.remote {
+            Remote::Allowed => true,
+            Remote::LoopbackOnly => resolver.is_loopback_only(),
+        };
+        may_ask.then_some(resolver)
     }
 
     fn connection_limits(&self) -> ConnectionLimits {

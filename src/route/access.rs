@@ -1,178 +1,493 @@
 //! Who may send to whom: the access map, and relaying.
 //!
-//! This host and the clients on its own loopback addresses 127.0.0.1 and ::1 may relay, and who the access map or
-//! class R allows; everybody else reaches this host's addresses alone. Values of the map that are not built in
-//! (DISCARD, QUARANTINE:) are answered 451 and told in the log: mail is neither let through nor refused for good by a
-//! word that has no effect. Lookup trouble is 451, too (I9).
+//! This host and the clients on its own loopback addresses 127.0.0.1 and ::1 may relay, and who the access map, class R
+//! or one of [`RelayOptions`](crate::config::access::RelayOptions) allows; everybody else reaches this host's addresses
+//! alone. What only DNS knows (whether a sender's domain exists, who is an MX) is asked by the SMTP server; the answers
+//! here say when it is to. Lookup trouble is 451 and never consent (I9).
 //!
-//! Blocks: as maps and the user database do. Limits: [`KEYS_MAX`] keys for one question.
-//! Source: MAPS.md section 11, cf/README "access_db", RFC 5321 3.6.
+//! There is no TLS yet: what `TLS_Clt:` asks of a client is what no client can show, so that it is answered 454.
+//!
+//! Blocks: as maps and the user database do. Limits: as [`access_entry`](super::access_entry).
+//! Source: MAPS.md section 11, cf/README "ANTI-SPAM CONFIGURATION CONTROL", RFC 5321 3.6.
 
 #![deny(clippy::indexing_slicing)]
 
 use std::net::IpAddr;
 
+use super::access_entry::{
+    Denial, Disposition, Entry, KEYS_MAX, address_prefixes, client_address_keys, domain_keys, fold,
+    full_keys, number, user_keys,
+};
 use super::resolve::{Place, UNKNOWN_TEXT};
 use super::tables::Placed;
-use super::{Client, RouteError, Router};
+use super::{Client, NameLookup, RouteError, Router};
 use crate::address::{Address, Domain, ReversePath};
+use crate::config::access::{DelayChecks, RelayMailFrom};
 use crate::status::{Reply, Status};
 
-/// Most keys looked up for one question: labels of a domain, pieces of an address.
-const KEYS_MAX: usize = 128;
-
-/// What an entry of the access map says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Access {
-    Ok,
-    Relay,
-    Reject,
-    /// No opinion, and no further search.
-    Skip,
-    /// Code, enhanced code and text of the answer.
-    Error(u16, Status, String),
-    /// Known to Sendmail and not built in.
-    NotBuilt(String),
-}
+/// How often `user%host@domain` of a relayed domain is taken apart.
+const UNFOLDINGS_MAX: usize = 10;
+const DENIED: Status = Status::new(5, 7, 1);
 
 /// How keys for a name are tried.
 #[derive(Clone, Copy)]
-enum Tag {
-    Connect,
-    From,
-    To,
+struct Tag {
+    text: &'static str,
+    /// Whether the bare key counts, too.
+    is_optional: bool,
 }
 
 impl Tag {
-    const fn text(self) -> &'static str {
-        match self {
-            Self::Connect => "Connect:",
-            Self::From => "From:",
-            Self::To => "To:",
-        }
+    const CONNECT: Self = Self::optional("Connect:");
+    const FROM: Self = Self::optional("From:");
+    const TO: Self = Self::optional("To:");
+    const FROM_ONLY: Self = Self::obligatory("From:");
+    const SPAM: Self = Self::obligatory("Spam:");
+    const TLS_CLT: Self = Self::obligatory("TLS_Clt:");
+    const GREET_PAUSE: Self = Self::obligatory("GreetPause:");
+    const CLIENT_RATE: Self = Self::obligatory("ClientRate:");
+    const CLIENT_CONN: Self = Self::obligatory("ClientConn:");
+
+    const fn optional(text: &'static str) -> Self {
+        let is_optional = true;
+        Self { text, is_optional }
+    }
+
+    const fn obligatory(text: &'static str) -> Self {
+        let is_optional = false;
+        Self { text, is_optional }
     }
 }
 
+/// A limit that the access map sets for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientLimit {
+    /// `ClientRate:`, connections in a minute.
+    Rate,
+    /// `ClientConn:`, connections at once.
+    Connections,
+}
+
+/// What is known of a recipient that is not refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecipientCheck {
+    /// What becomes of the message.
+    pub disposition: Disposition,
+    /// It is refused so, unless this host is a mail exchanger of this domain.
+    pub unless_mx: Option<(Domain, Denial)>,
+}
+
 impl Router {
-    /// Whether a client may talk to us; asked once at the start of a connection.
+    /// What the access map says of a client; asked once for a connection. `None`: nothing.
     ///
     /// # Errors
     /// The answer to every command but QUIT and the like.
-    pub fn check_connect(&self, client: &Client) -> Result<(), Reply> {
-        match self.client_access(client)? {
-            Some(Access::Reject) => Err(denied("Access denied")),
-            Some(Access::Error(code, status, text)) => Err(Reply::new(code, status, text)),
-            Some(Access::NotBuilt(value)) => Err(self.not_built("Connect:", &value)),
-            Some(Access::Ok | Access::Relay | Access::Skip) | None => Ok(()),
+    pub fn check_client(&self, client: &Client) -> Result<Option<Disposition>, Denial> {
+        match self.client_entry(Tag::CONNECT, client)? {
+            Some(Entry::Reject) => Err(access_denied()),
+            Some(Entry::Error(refusal)) => Err(refusal),
+            Some(Entry::Discard) => Ok(Some(Disposition::Discard)),
+            Some(Entry::Quarantine(reason)) => Ok(Some(Disposition::Quarantine(reason))),
+            Some(Entry::Ok | Entry::Relay) => Ok(Some(Disposition::Accept)),
+            Some(Entry::Skip) | None => Ok(None),
         }
     }
 
-    /// Whether this sender may send from this client; asked at MAIL.
+    /// What is known of a sender. `None`: nothing, so that its domain has to exist.
     ///
     /// # Errors
     /// The answer to MAIL.
-    pub fn check_sender(&self, sender: &ReversePath, client: &Client) -> Result<(), Reply> {
+    pub fn check_sender(
+        &self,
+        sender: &ReversePath,
+        client: &Client,
+    ) -> Result<Option<Disposition>, Denial> {
+        self.check_tls(client)?;
         let Some(address) = sender.address() else {
-            return Ok(());
+            return Ok(Some(Disposition::Accept));
         };
-        match self.address_access(Tag::From, address)? {
-            Some(Access::Ok | Access::Relay) => return Ok(()),
-            Some(Access::Reject) => return Err(denied(&format!("{sender}... Access denied"))),
-            Some(Access::Error(code, status, text)) => {
-                return Err(about(sender, code, status, &text));
-            }
-            Some(Access::Skip) => {
-                return Err(about(sender, 553, Status::new(5, 3, 0), "SKIP"));
-            }
-            Some(Access::NotBuilt(value)) => return Err(self.not_built("From:", &value)),
-            None => {}
+        let domain = address.domain().map(Domain::folded);
+        if domain.as_deref().is_some_and(is_localhost) && !self.is_own_client(client) {
+            let text = "Real domain name required for sender address";
+            return Err(Denial::new(553, Status::new(5, 5, 4), text));
         }
-        let needed = |what: &str| {
-            let text = format!("{sender}... {what} domain name required for sender address");
-            Reply::new(553, Status::new(5, 5, 4), text)
-        };
-        match address.domain() {
-            None => {
-                let text = format!("{sender}... Domain name required for sender address {address}");
-                Err(Reply::new(553, Status::new(5, 5, 4), text))
-            }
-            Some(domain)
-                if matches!(domain.folded().as_str(), "localhost" | "[127.0.0.1]")
-                    && !self.is_own_client(client) =>
-            {
-                Err(needed("Real"))
-            }
-            Some(_) => Ok(()),
+        let keys = [full_keys(address), user_keys(address)];
+        let keys = keys.into_iter().flatten();
+        let domains = domain.as_deref().map(domain_keys).unwrap_or_default();
+        match self.look_up(Tag::FROM, keys.chain(domains))? {
+            Some(Entry::Reject) => Err(access_denied()),
+            Some(Entry::Error(refusal)) => Err(refusal),
+            Some(Entry::Discard) => Ok(Some(Disposition::Discard)),
+            Some(Entry::Quarantine(reason)) => Ok(Some(Disposition::Quarantine(reason))),
+            Some(Entry::Ok | Entry::Relay) => Ok(Some(Disposition::Accept)),
+            Some(Entry::Skip) | None => match address.domain() {
+                None if self.options.access.accept_unqualified_senders => {
+                    Ok(Some(Disposition::Accept))
+                }
+                None => {
+                    let text = format!("Domain name required for sender address {address}");
+                    Err(Denial::new(553, Status::new(5, 5, 4), text))
+                }
+                Some(domain) if self.is_own_domain(domain) => Ok(Some(Disposition::Accept)),
+                Some(_) if self.options.access.accept_unresolvable_domains => {
+                    Ok(Some(Disposition::Accept))
+                }
+                Some(_) => Ok(None),
+            },
         }
     }
 
-    /// Whether this client may send to this recipient, and whether a recipient of this host exists; asked at RCPT.
+    /// Whether this client may send from this sender to this recipient, and whether a recipient of this host exists.
     ///
     /// # Errors
     /// The answer to RCPT.
-    pub fn check_recipient(&self, address: &Address, client: &Client) -> Result<(), Reply> {
-        let shown = format!("<{address}>");
-        let place = self.place(address);
-        let access = self.address_access(Tag::To, address)?;
-        match access {
-            Some(Access::Reject) => {
+    pub fn check_recipient(
+        &self,
+        address: &Address,
+        sender: &ReversePath,
+        client: &Client,
+    ) -> Result<RecipientCheck, Denial> {
+        let place = self.unfolded(address)?;
+        let disposition = match self.recipient_entry(&place, address)? {
+            Some(Entry::Reject) => {
                 let text = "Mailbox disabled for this recipient";
-                return Err(about(&shown, 550, Status::new(5, 2, 1), text));
+                return Err(Denial::new(550, Status::new(5, 2, 1), text));
             }
-            Some(Access::Error(code, status, text)) => {
-                return Err(about(&shown, code, status, &text));
+            Some(Entry::Error(refusal)) => return Err(refusal),
+            // Nobody gets it: it need not exist, and nothing is relayed.
+            Some(Entry::Discard) => {
+                return Ok(RecipientCheck {
+                    disposition: Disposition::Discard,
+                    unless_mx: None,
+                });
             }
-            Some(Access::NotBuilt(value)) => return Err(self.not_built("To:", &value)),
-            Some(Access::Ok | Access::Relay | Access::Skip) | None => {}
-        }
+            Some(Entry::Quarantine(reason)) => Disposition::Quarantine(reason),
+            Some(Entry::Ok | Entry::Relay | Entry::Skip) | None => Disposition::Accept,
+        };
+        let mut check = RecipientCheck {
+            disposition,
+            unless_mx: None,
+        };
         // The domain itself decides on relaying, and then the virtusertable on who it is.
         let is_ours = matches!(&place, Place::Here(_))
             || address
                 .domain()
                 .is_some_and(|domain| self.is_virtual(&domain.folded()));
         let place = match self.placed(address) {
-            Ok(Placed::To(place)) => place,
+            Ok(Placed::To(placed)) if is_ours => placed,
             Ok(Placed::Refused(refusal)) if is_ours => {
-                return Err(about(&shown, refusal.code, refusal.status, &refusal.text));
+                return Err(Denial::new(refusal.code, refusal.status, refusal.text));
             }
-            Ok(Placed::Refused(_)) => place,
-            Err(error) => return Err(self.lookup_trouble(&error)),
+            Ok(Placed::To(_) | Placed::Refused(_)) => place,
+            Err(error) => return Err(self.access_trouble(&error)),
         };
-        let local = match place {
-            Place::Here(local) => local,
-            Place::Elsewhere(_) if is_ours => return Ok(()),
-            Place::Elsewhere(remote) => {
-                return if self.is_relayed_domain(&remote)? || self.may_relay(client)? {
-                    Ok(())
-                } else {
-                    Err(denied(&format!("{shown}... Relaying denied")))
+        let remote = match place {
+            Place::Here(local) => {
+                return match self.is_known(&local) {
+                    Ok(true) => Ok(check),
+                    Ok(false) => Err(Denial::new(550, Status::NO_USER, UNKNOWN_TEXT)),
+                    Err(error) => Err(self.access_trouble(&error)),
                 };
             }
+            Place::Elsewhere(_) if is_ours => return Ok(check),
+            Place::Elsewhere(remote) => remote,
         };
-        match self.is_known(&local) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(about(&shown, 550, Status::NO_USER, UNKNOWN_TEXT)),
-            Err(error) => Err(self.lookup_trouble(&error)),
+        if self.options.relay.promiscuous
+            || self.is_relayed_to(&remote)?
+            || self.may_relay(client)?
+            || self.is_relayed_from(sender)?
+        {
+            return Ok(check);
+        }
+        let denied = self.relaying_denied(client);
+        match remote.domain() {
+            Some(domain) if self.options.relay.based_on_mx => {
+                check.unless_mx = Some((domain.clone(), denied));
+                Ok(check)
+            }
+            _ => Err(denied),
         }
     }
 
-    /// Whether a client may send to other hosts.
+    /// Whether a client may send to other hosts, whoever the sender is.
     ///
     /// # Errors
     /// 451 if a lookup did not work.
-    pub fn may_relay(&self, client: &Client) -> Result<bool, Reply> {
+    pub fn may_relay(&self, client: &Client) -> Result<bool, Denial> {
         if self.is_own_client(client) {
             return Ok(true);
         }
         let text = client.address.to_canonical().to_string();
-        let is_in_class = client
-            .name
-            .as_ref()
-            .is_some_and(|name| self.relay_domains.contains_domain(&fold(name)))
-            || address_prefixes(&text)
-                .iter()
-                .any(|prefix| self.relay_domains.contains(prefix));
-        Ok(is_in_class || matches!(self.client_access(client)?, Some(Access::Relay)))
+        let is_in_class = address_prefixes(&text)
+            .iter()
+            .any(|prefix| self.relay_domains.contains(prefix))
+            || client
+                .name
+                .as_ref()
+                .is_some_and(|name| self.is_relay_host(&fold(name)));
+        if is_in_class {
+            return Ok(true);
+        }
+        let keys = client_address_keys(client.address);
+        if self.look_up(Tag::CONNECT, keys)? == Some(Entry::Relay) {
+            return Ok(true);
+        }
+        let names = client.name.as_ref().map(|name| self.host_keys(&fold(name)));
+        let entry = self.look_up(Tag::CONNECT, names.unwrap_or_default())?;
+        Ok(entry == Some(Entry::Relay))
+    }
+
+    /// Whether client and sender are checked when mail for this recipient comes (FEATURE delay_checks).
+    ///
+    /// # Errors
+    /// 451 if a lookup did not work.
+    pub fn wants_delayed_checks(&self, address: &Address) -> Result<bool, Denial> {
+        let delay = self.options.access.delay_checks;
+        if matches!(delay, DelayChecks::Off | DelayChecks::On) {
+            return Ok(true);
+        }
+        let keys = match self.place(address) {
+            Place::Here(local) => {
+                let own = |domain| full_keys(&Address::from_parts(&local, domain));
+                let user = user_keys(&Address::from_parts(&local, None));
+                let domain = address.domain().cloned();
+                let domain = domain.or_else(|| Domain::parse(&self.host_name).ok());
+                let above = domain.as_ref().map(|domain| domain_keys(&domain.folded()));
+                let full = own(domain);
+                [full, user, above.unwrap_or_default()].concat()
+            }
+            Place::Elsewhere(remote) => {
+                let domain = remote.domain().map(|domain| domain_keys(&domain.folded()));
+                [full_keys(&remote), domain.unwrap_or_default()].concat()
+            }
+        };
+        let word = self.value(Tag::SPAM, keys)?.unwrap_or_default();
+        let is = |other: &str| word.trim().eq_ignore_ascii_case(other);
+        Ok(match delay {
+            DelayChecks::Friend => !is("FRIEND"),
+            _ => is("HATER"),
+        })
+    }
+
+    /// The number that the access map gives for a client's limit; `None`: no limit. An entry that is no number is told
+    /// in the log and limits nothing.
+    ///
+    /// # Errors
+    /// 451 if a lookup did not work.
+    pub fn client_limit(&self, limit: ClientLimit, client: &Client) -> Result<Option<u32>, Denial> {
+        let tag = match limit {
+            ClientLimit::Rate => Tag::CLIENT_RATE,
+            ClientLimit::Connections => Tag::CLIENT_CONN,
+        };
+        let keys = client_address_keys(client.address);
+        // The tag alone is for all others.
+        let value = self.value(tag, keys.into_iter().chain([String::new()]))?;
+        Ok(self.told_number(tag, value).filter(|limit| *limit > 0))
+    }
+
+    /// How many milliseconds the access map makes a client wait for the greeting; `None`: it does not say.
+    ///
+    /// # Errors
+    /// 451 if a lookup did not work.
+    pub fn greet_pause_ms(&self, client: &Client) -> Result<Option<u32>, Denial> {
+        let names = client.name.as_ref().map(|name| domain_keys(&fold(name)));
+        let keys = names.unwrap_or_default().into_iter();
+        let keys = keys.chain(client_address_keys(client.address));
+        let value = self.value(Tag::GREET_PAUSE, keys)?;
+        Ok(self.told_number(Tag::GREET_PAUSE, value))
+    }
+
+    /// Whether a name that DNS gives is this host's.
+    #[must_use]
+    pub fn is_own_name(&self, name: &str) -> bool {
+        Domain::parse(name).is_ok_and(|name| self.is_own_domain(&name))
+    }
+
+    /// Whether asking the access map may wait for another host or program.
+    #[must_use]
+    pub fn access_waits(&self) -> bool {
+        self.access.as_ref().is_some_and(super::Table::waits)
+    }
+
+    fn told_number(&self, tag: Tag, value: Option<String>) -> Option<u32> {
+        let value = value?;
+        let found = number(&value);
+        if found.is_none() {
+            (self.notice)(&format!(
+                "access map: {} value \"{value}\" is no number",
+                tag.text
+            ));
+        }
+        found
+    }
+
+    /// What `TLS_Clt:` asks of a client; nothing of it can be had without TLS.
+    fn check_tls(&self, client: &Client) -> Result<(), Denial> {
+        let names = client.name.as_ref().map(|name| domain_keys(&fold(name)));
+        let keys = names.unwrap_or_default().into_iter();
+        let keys = keys
+            .chain(client_address_keys(client.address))
+            .chain([String::new()]);
+        let Some(value) = self.value(Tag::TLS_CLT, keys)? else {
+            return Ok(());
+        };
+        let value = value.trim().to_ascii_uppercase();
+        let (code, class, wanted) = match value.split_once('+') {
+            Some(("PERM", wanted)) => (503, 5, wanted),
+            Some(("TEMP", wanted)) => (454, 4, wanted),
+            _ => (454, 4, value.as_str()),
+        };
+        let text = match wanted.split_once(':') {
+            Some(("ENCR", bits)) => format!("encryption too weak 0 less than {bits}"),
+            _ if wanted.starts_with("VERIFY") => "authentication required".to_owned(),
+            _ => {
+                (self.notice)(&format!(
+                    "access map: TLS_Clt: value \"{value}\" is unknown"
+                ));
+                return Err(Denial::trouble());
+            }
+        };
+        Err(Denial::new(code, Status::new(class, 7, 0), text))
+    }
+
+    /// Where a recipient belongs, `user%host@domain` of domains that are relayed to taken apart: else anybody could
+    /// reach anybody through a domain that we relay to.
+    fn unfolded(&self, address: &Address) -> Result<Place, Denial> {
+        let mut place = self.place(address);
+        for _ in 0..UNFOLDINGS_MAX {
+            let Place::Elsewhere(remote) = &place else {
+                break;
+            };
+            let local = remote.local();
+            let inner = match (local.rsplit_once('%'), local.split_once('!')) {
+                _ if self.options.relay.loose_check || local.starts_with('"') => None,
+                (Some((user, host)), _) | (None, Some((host, user))) => Domain::parse(host)
+                    .ok()
+                    .map(|domain| Address::from_parts(user, Some(domain))),
+                (None, None) => None,
+            };
+            match inner {
+                Some(inner) if self.is_relayed_to(remote)? => place = self.place(&inner),
+                _ => break,
+            }
+        }
+        Ok(place)
+    }
+
+    fn recipient_entry(&self, place: &Place, address: &Address) -> Result<Option<Entry>, Denial> {
+        if !self.options.access.blocklist_recipients {
+            return Ok(None);
+        }
+        match place {
+            Place::Here(local) => {
+                // As it was written, unless it was `user%host@domain`; only then is the domain a guess.
+                let unfolded = (address.local_unquoted() != *local)
+                    .then(|| Address::from_parts(local, Domain::parse(&self.host_name).ok()));
+                let address = unfolded.as_ref().unwrap_or(address);
+                let domain = address.domain().map(|domain| domain_keys(&domain.folded()));
+                let keys = [full_keys(address), user_keys(address)];
+                let keys = keys.into_iter().flatten();
+                self.look_up(Tag::TO, keys.chain(domain.unwrap_or_default()))
+            }
+            Place::Elsewhere(remote) => {
+                let domain = remote.domain().map(|domain| domain_keys(&domain.folded()));
+                let keys = full_keys(remote).into_iter();
+                self.look_up(Tag::TO, keys.chain(domain.unwrap_or_default()))
+            }
+        }
+    }
+
+    /// Whether mail to this address's domain is relayed for anybody.
+    fn is_relayed_to(&self, address: &Address) -> Result<bool, Denial> {
+        let Some(domain) = address.domain() else {
+            return Ok(false);
+        };
+        let folded = domain.folded();
+        if self.is_relay_host(&folded) {
+            return Ok(true);
+        }
+        // An entry for the whole address does not allow relaying, as in Sendmail, unless it is asked to.
+        let mut keys = self.host_keys(&folded);
+        if self.options.relay.to_full_address {
+            keys.splice(0..0, full_keys(address));
+        }
+        Ok(self.look_up(Tag::TO, keys)? == Some(Entry::Relay))
+    }
+
+    /// Whether a sender may send to anybody. Anybody can claim to be it.
+    fn is_relayed_from(&self, sender: &ReversePath) -> Result<bool, Denial> {
+        let relay = &self.options.relay;
+        let Some(address) = sender.address() else {
+            return Ok(false);
+        };
+        if relay.local_from && address.domain().is_some_and(|d| self.is_own_domain(d)) {
+            return Ok(true);
+        }
+        let mut keys = full_keys(address);
+        match relay.mail_from {
+            RelayMailFrom::No => return Ok(false),
+            RelayMailFrom::Address => {}
+            RelayMailFrom::Domain => {
+                let domain = address.domain().map(|domain| domain_keys(&domain.folded()));
+                keys.extend(domain.unwrap_or_default());
+            }
+        }
+        Ok(self.look_up(Tag::FROM_ONLY, keys)? == Some(Entry::Relay))
+    }
+
+    /// Whether class R, or this host's own domain, has a name.
+    fn is_relay_host(&self, folded: &str) -> bool {
+        let relay = &self.options.relay;
+        if relay.hosts_only {
+            if self.relay_domains.contains(folded) {
+                return true;
+            }
+        } else if self.relay_domains.contains_domain(folded) {
+            return true;
+        }
+        let own = self
+            .host_name
+            .split_once('.')
+            .map(|(_, domain)| fold(domain));
+        relay.entire_domain
+            && own.is_some_and(|own| {
+                let above = folded.strip_suffix(own.as_str());
+                !own.is_empty() && above.is_some_and(|head| head.is_empty() || head.ends_with('.'))
+            })
+    }
+
+    /// The keys that allow relaying for a host name.
+    fn host_keys(&self, folded: &str) -> Vec<String> {
+        if self.options.relay.hosts_only {
+            vec![folded.to_owned()]
+        } else {
+            domain_keys(folded)
+        }
+    }
+
+    fn relaying_denied(&self, client: &Client) -> Denial {
+        let literal = match client.address.to_canonical() {
+            IpAddr::V4(four) => format!("[{four}]"),
+            IpAddr::V6(six) => format!("[IPv6:{six}]"),
+        };
+        match client.name_lookup {
+            NameLookup::Settled => Denial::new(550, DENIED, "Relaying denied"),
+            NameLookup::Missing => {
+                let text = format!("Relaying denied. IP name lookup failed {literal}");
+                Denial::new(550, DENIED, text)
+            }
+            NameLookup::Forged => {
+                let text = format!("Relaying denied. IP name possibly forged {literal}");
+                Denial::new(550, DENIED, text)
+            }
+            NameLookup::Trouble => {
+                let text = format!(
+                    "Relaying temporarily denied. Cannot resolve PTR record for {}",
+                    client.address.to_canonical()
+                );
+                Denial::new(450, Status::new(4, 4, 0), text)
+            }
+        }
     }
 
     /// Whether a client is this host: 127.0.0.1 or ::1 (not the rest of 127.0.0.0/8), or a verified name of class w.
@@ -185,190 +500,63 @@ impl Router {
             || client
                 .name
                 .as_ref()
-                .and_then(|name| Domain::parse(name).ok())
-                .is_some_and(|name| self.is_own_domain(&name))
+                .is_some_and(|name| self.is_own_name(name))
     }
 
-    /// Whether mail to this address's domain is relayed for anybody.
-    fn is_relayed_domain(&self, address: &Address) -> Result<bool, Reply> {
-        let Some(domain) = address.domain() else {
-            return Ok(false);
-        };
-        let folded = domain.folded();
-        if self.relay_domains.contains_domain(&folded) {
-            return Ok(true);
-        }
-        // An entry for the whole address does not allow relaying, as in Sendmail.
-        let access = self.look_up(Tag::To, &domain_keys(&folded))?;
-        Ok(access == Some(Access::Relay))
+    fn client_entry(&self, tag: Tag, client: &Client) -> Result<Option<Entry>, Denial> {
+        let names = client.name.as_ref().map(|name| domain_keys(&fold(name)));
+        let keys = names.unwrap_or_default().into_iter();
+        self.look_up(tag, keys.chain(client_address_keys(client.address)))
     }
 
-    fn client_access(&self, client: &Client) -> Result<Option<Access>, Reply> {
-        let mut keys = client
-            .name
-            .as_ref()
-            .map_or_else(Vec::new, |name| domain_keys(&fold(name)));
-        let address = client.address.to_canonical();
-        keys.extend(match address {
-            IpAddr::V4(_) => address_prefixes(&address.to_string()),
-            IpAddr::V6(six) => {
-                // Sendmail's form: all eight groups, no leading zeros; the usual short form is taken as well.
-                let groups: Vec<String> = six.segments().iter().map(|g| format!("{g:x}")).collect();
-                let mut keys = address_prefixes(&groups.join(":"));
-                keys.extend(address_prefixes(&six.to_string()));
-                keys.into_iter().map(|key| format!("ipv6:{key}")).collect()
-            }
-        });
-        self.look_up(Tag::Connect, &keys)
+    fn look_up(
+        &self,
+        tag: Tag,
+        keys: impl IntoIterator<Item = String>,
+    ) -> Result<Option<Entry>, Denial> {
+        let has_skip = self.options.access.skip;
+        let value = self.value(tag, keys)?;
+        Ok(value.map(|value| Entry::parse(&value, has_skip)))
     }
 
-    fn address_access(&self, tag: Tag, address: &Address) -> Result<Option<Access>, Reply> {
-        let local = address.local().to_lowercase();
-        let base = local.split_once('+').map(|(user, _)| user.to_owned());
-        let domain = address.domain().map(Domain::folded);
-        let mut keys = Vec::new();
-        for name in [Some(&local), base.as_ref()].into_iter().flatten() {
-            if let Some(domain) = &domain {
-                keys.push(format!("{name}@{domain}"));
-            }
-        }
-        if let Some(domain) = &domain {
-            keys.extend(domain_keys(domain));
-        }
-        // `user@` means any domain, and none.
-        for name in [Some(&local), base.as_ref()].into_iter().flatten() {
-            keys.push(format!("{name}@"));
-        }
-        self.look_up(tag, &keys)
-    }
-
-    /// The entry of the first key that has one, each tried with the tag and then bare.
-    fn look_up(&self, tag: Tag, keys: &[String]) -> Result<Option<Access>, Reply> {
+    /// The value of the first key that has one, each tried with the tag and then, if that is optional, bare.
+    fn value(
+        &self,
+        tag: Tag,
+        keys: impl IntoIterator<Item = String>,
+    ) -> Result<Option<String>, Denial> {
         let Some(table) = &self.access else {
             return Ok(None);
         };
-        let trouble = |error: RouteError| self.lookup_trouble(&error);
-        for key in keys.iter().take(KEYS_MAX) {
-            for key in [format!("{}{key}", tag.text()), key.clone()] {
-                if let Some(value) = table.get(&key).map_err(trouble)? {
-                    return Ok(Some(parse_value(&value)));
-                }
+        let trouble = |error: RouteError| self.access_trouble(&error);
+        for key in keys.into_iter().take(KEYS_MAX) {
+            let tagged = format!("{}{key}", tag.text);
+            if let Some(value) = table.get(&tagged).map_err(trouble)? {
+                return Ok(Some(value));
+            }
+            if tag.is_optional
+                && let Some(value) = table.get(&key).map_err(trouble)?
+            {
+                return Ok(Some(value));
             }
         }
         Ok(None)
     }
 
-    fn not_built(&self, tag: &str, value: &str) -> Reply {
-        (self.notice)(&format!(
-            "access map: {tag} value \"{value}\" is not built in; answered with 451"
-        ));
-        trouble()
+    fn access_trouble(&self, error: &RouteError) -> Denial {
+        // The log is told; the client is answered blandly.
+        let _: Reply = self.lookup_trouble(error);
+        Denial::trouble()
     }
 }
 
-/// What is answered when the lookup or the setting is at fault.
-pub(super) fn trouble() -> Reply {
-    Reply::new(
-        451,
-        Status::new(4, 3, 0),
-        "Temporary system failure. Please try again later.",
+fn access_denied() -> Denial {
+    Denial::new(550, DENIED, "Access denied")
+}
+
+fn is_localhost(folded: &str) -> bool {
+    matches!(
+        folded,
+        "localhost" | "[127.0.0.1]" | "[ipv6:::1]" | "[ipv6:0:0:0:0:0:0:0:1]"
     )
-}
-
-fn denied(text: &str) -> Reply {
-    Reply::new(550, Status::new(5, 7, 1), text)
-}
-
-/// An answer about an address. With 451 Sendmail leaves the address out.
-fn about(shown: &impl ToString, code: u16, status: Status, text: &str) -> Reply {
-    if code == 451 {
-        return Reply::new(code, status, text);
-    }
-    Reply::new(code, status, format!("{}... {text}", shown.to_string()))
-}
-
-fn fold(name: &str) -> String {
-    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
-}
-
-/// A domain and those above it: `a.b.test`, `b.test`, `test`. A literal has none above.
-fn domain_keys(folded: &str) -> Vec<String> {
-    if folded.starts_with('[') {
-        return vec![folded.to_owned()];
-    }
-    let mut keys = Vec::new();
-    let mut rest = Some(folded);
-    while let Some(name) = rest {
-        keys.push(name.to_owned());
-        rest = name.split_once('.').map(|(_, above)| above);
-    }
-    keys
-}
-
-/// An address in text and its networks: `127.0.0.1`, `127.0.0`, `127.0`, `127`; IPv6 cut at `::` or `:`.
-fn address_prefixes(text: &str) -> Vec<String> {
-    let mut keys = vec![text.to_owned()];
-    let mut rest = text;
-    while let Some(at) = rest.rfind(['.', ':']) {
-        rest = rest
-            .get(..at)
-            .map(|head| head.trim_end_matches(':'))
-            .unwrap_or_default();
-        if rest.is_empty() {
-            break;
-        }
-        keys.push(rest.to_owned());
-    }
-    keys
-}
-
-/// Reads a value. Anything unknown is the text of a refusal with 553, as in Sendmail.
-fn parse_value(value: &str) -> Access {
-    let value = value.trim();
-    let word = value.to_ascii_uppercase();
-    match word.as_str() {
-        "OK" => return Access::Ok,
-        "RELAY" => return Access::Relay,
-        "REJECT" => return Access::Reject,
-        "SKIP" => return Access::Skip,
-        "DISCARD" => return Access::NotBuilt(value.to_owned()),
-        _ if word.starts_with("QUARANTINE") => return Access::NotBuilt(value.to_owned()),
-        _ => {}
-    }
-    let general = Status::new(5, 0, 0);
-    let rest = if word.starts_with("ERROR:") {
-        value.get("ERROR:".len()..).unwrap_or_default()
-    } else {
-        value
-    };
-    // `d.s.n:` before the reply; what is no status code is left out.
-    let (status, rest) = match rest.split_once(':') {
-        Some((head, rest)) if !head.contains([' ', '"']) => (Status::parse(head), rest),
-        _ => (None, rest),
-    };
-    let rest = rest.trim().trim_matches('"');
-    let (head, tail) = rest.split_once(' ').unwrap_or((rest, ""));
-    let code = head
-        .parse::<u16>()
-        .ok()
-        .filter(|code| head.len() == 3 && (400..600).contains(code));
-    let Some(code) = code else {
-        return Access::Error(553, status.unwrap_or(Status::new(5, 3, 0)), rest.to_owned());
-    };
-    let (status, text) = match (status, tail.split_once(' ')) {
-        (None, Some((head, text))) if Status::parse(head).is_some() => (Status::parse(head), text),
-        (status, _) => (status, tail),
-    };
-    let class_of = |code: u16| {
-        if code < 500 {
-            Status::new(4, 0, 0)
-        } else {
-            general
-        }
-    };
-    // The two codes must not contradict each other.
-    let status = status
-        .filter(|status| u16::from(status.class) == code / 100)
-        .unwrap_or(class_of(code));
-    Access::Error(code, status, text.to_owned())
 }

@@ -12,6 +12,7 @@
 //! Sources: sendmail(8), aliases(5), MAPS.md section 11 for the keys that are tried, RFC 5321 3.4 and 4.5.1.
 
 mod access;
+mod access_entry;
 mod class;
 mod expand;
 mod forward;
@@ -22,6 +23,8 @@ mod tables;
 mod target;
 mod verify;
 
+pub use access::{ClientLimit, RecipientCheck};
+pub use access_entry::{Denial, Disposition};
 pub use class::CLASS_BYTES_MAX;
 pub use expand::{EXPANSION_MAX, Taken};
 pub use table::Table;
@@ -164,7 +167,17 @@ impl RouterParts {
             Some(text) => of(text, Definition::parse(text)).map(Some),
             None => Ok(None),
         };
-        let access = by_name(&options.access_db)?;
+        let waits = |text: &String| {
+            let definition = Definition::parse(text);
+            !definition.is_ok_and(|definition| definition.class.is_of_a_file())
+        };
+        let access = by_name(&options.access_db)?.map(|table| {
+            if options.access_db.as_ref().is_some_and(waits) {
+                table.that_waits()
+            } else {
+                table
+            }
+        });
         let tables = Tables {
             virtual_users: by_name(&options.virtusertable)?,
             mailers: by_name(&options.mailertable)?,
@@ -377,8 +390,24 @@ pub struct Client {
     pub address: IpAddr,
     /// Its name, if looking up its address and then that name agreed.
     pub name: Option<String>,
+    /// What came of looking its name up.
+    pub name_lookup: NameLookup,
     /// What HELO or EHLO said; empty before it.
     pub helo: String,
+}
+
+/// What came of looking up a client's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NameLookup {
+    /// It has one that resolves back, or nobody was asked.
+    #[default]
+    Settled,
+    /// Its address has no name.
+    Missing,
+    /// Its name does not resolve back.
+    Forged,
+    /// The lookup did not work.
+    Trouble,
 }
 
 /// Where mail for another host is handed to.

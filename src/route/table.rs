@@ -18,6 +18,7 @@ type Lookup = dyn Fn(&str) -> Result<Option<Vec<u8>>, String> + Send + Sync;
 pub struct Table {
     name: String,
     lookup: Arc<Lookup>,
+    waits: bool,
 }
 
 impl Table {
@@ -30,7 +31,21 @@ impl Table {
         Self {
             name: name.into(),
             lookup: Arc::new(lookup),
+            waits: false,
         }
+    }
+
+    /// The same table, known to wait for other hosts or programs.
+    #[must_use]
+    pub fn that_waits(mut self) -> Self {
+        self.waits = true;
+        self
+    }
+
+    /// Whether a lookup may wait for another host or program.
+    #[must_use]
+    pub const fn waits(&self) -> bool {
+        self.waits
     }
 
     /// A map in service. One that can't be opened yet answers every lookup with trouble, until its file is good.

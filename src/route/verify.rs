@@ -6,7 +6,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use super::access::trouble;
+use super::access_entry::Denial;
 use super::expand::{End, Ends, LIST_PROBLEM, Steps};
 use super::resolve::{LOOP, Place, UNKNOWN_TEXT};
 use super::tables::Placed;
@@ -338,7 +338,7 @@ impl Router {
     /// The answer when a lookup did not work; the log is told what it was (I9).
     pub(super) fn lookup_trouble(&self, error: &RouteError) -> Reply {
         (self.notice)(&error.to_string());
-        trouble()
+        Denial::trouble().bare()
     }
 }
 

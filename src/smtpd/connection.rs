@@ -18,11 +18,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
+use super::gate::Gate;
 use super::session::{Session, Step};
 use super::settings::{Peer, Settings};
+use crate::config::access::AccessOptions;
+use crate::dns::Resolver;
 use crate::envelope::MessageId;
 use crate::maillog::{Maillog, QueueId};
-use crate::route::Router;
+use crate::route::{Disposition, Router};
 use crate::spool::{Spool, SpoolError, Transaction};
 use crate::status::{Reply, Status};
 
@@ -58,6 +61,10 @@ pub struct Backend {
     pub watch: Option<Watch>,
     /// How much room there is; without it only the spool itself says that it is full.
     pub free_bytes: Option<FreeBytes>,
+    /// Who may connect and send, as far as the router does not know.
+    pub access: AccessOptions,
+    /// Where names are looked up; without it, what DNS would decide passes.
+    pub resolver: Option<Arc<dyn Resolver>>,
 }
 
 /// How far the server is in stopping.
@@ -86,6 +93,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         stream,
         backend,
         session: Session::new(Arc::clone(&backend.settings), peer),
+        gate: Gate::default(),
         buffer: Vec::with_capacity(READ_BYTES),
         transaction: None,
         has_new_content: false,
@@ -98,6 +106,7 @@ struct Connection<'c, S> {
     stream: &'c mut S,
     backend: &'c Backend,
     session: Session,
+    gate: Gate,
     /// What was read and not yet used.
     buffer: Vec<u8>,
     transaction: Option<Transaction>,
@@ -145,10 +154,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
     async fn greet(&mut self, admission: Option<Reply>, idle: Pin<&mut Sleep>) -> bool {
         let admission = match admission {
             Some(reply) => Err(reply),
-            None => self.backend.router.check_connect(self.session.client()),
+            None => self.gate.client(self.backend, self.session.peer()).await,
         };
-        let pause = self.backend.settings.timeouts.greet_pause;
-        if pause.is_zero() || admission.is_err() {
+        let client = self.session.client();
+        let pause = match &admission {
+            Ok(Disposition::Accept | Disposition::Quarantine(_)) => {
+                self.gate.greet_pause(self.backend, client).await
+            }
+            // Who is refused, or whose mail is dropped, is not worth the wait.
+            _ => Duration::ZERO,
+        };
+        if pause.is_zero() {
             self.session.greet(admission);
             return true;
         }
@@ -164,7 +180,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 _ => false,
             },
             () = idle => {
-                self.session.greet(Ok(()));
+                self.session.greet(admission);
                 true
             }
         }
@@ -177,6 +193,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
             buffer,
             transaction,
             backend,
+            gate,
             ..
         } = self;
         let mut input: &[u8] = buffer;
@@ -194,7 +211,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                 }
                 Step::Abandon => *transaction = None,
                 Step::CheckSender(path, client) => {
-                    let verdict = backend.router.check_sender(path, client);
+                    let verdict = gate.sender(backend, path, client).await;
                     session.sender_checked(verdict);
                 }
                 Step::Begin { id, declared_bytes } => {
@@ -204,14 +221,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<'_, S> {
                     session.begun(begun);
                 }
                 Step::CheckRecipient(address, client) => {
-                    // Only names of this host need the user database, which may ask the network.
-                    let verdict = if backend.router.is_local(address) {
-                        let (address, client) = (address.clone(), client.clone());
-                        let router = Arc::clone(&backend.router);
-                        blocking(move || router.check_recipient(&address, &client)).await
-                    } else {
-                        backend.router.check_recipient(address, client)
-                    };
+                    let verdict = gate.recipient(backend, address, client).await;
                     session.recipient_checked(verdict);
                 }
                 Step::Verify(text) => {

@@ -11,6 +11,7 @@ use super::settings::Limits;
 use crate::address::ReversePath;
 use crate::envelope::{MessageId, Recipient};
 use crate::maillog::Severity;
+use crate::route::Disposition;
 use crate::spool::SpoolError;
 use crate::status::{Reply, Status};
 
@@ -25,6 +26,8 @@ pub(super) struct Mail {
     pub(super) id: Option<MessageId>,
     pub(super) recipients: Vec<Recipient>,
     pub(super) bad_recipients: u32,
+    /// What becomes of it, by its sender and recipients.
+    pub(super) disposition: Disposition,
 }
 
 /// What is to be done next with the data.

@@ -1,7 +1,7 @@
 //! The SMTP server (L4): sessions as pure state machines, and the sockets that drive them.
 //!
 //! [`Session`] turns bytes into replies and questions and knows no socket, so transcripts test it alone and
-//! `sendmail -bs` runs it on standard input. [`connection`] answers its questions from spool and router, and
+//! `sendmail -bs` runs it on standard input. [`connection`] answers its questions from spool and [`gate`], and
 //! [`Server`] listens. A message is answered `250` only when its commit has been synced (I1); whatever ends a session
 //! before that leaves nothing of the message.
 //!
@@ -14,6 +14,7 @@ mod command;
 pub mod connection;
 mod data;
 mod date;
+pub mod gate;
 mod header;
 mod help;
 mod message;
@@ -25,4 +26,4 @@ mod settings;
 pub use connection::{Backend, FreeBytes, Stopping, Watch};
 pub use server::{BACKLOG_MIN, ConnectionLimits, GRACE, Listen, Server, ServerError};
 pub use session::{COMMAND_BYTES_MAX, Session, Step};
-pub use settings::{Limits, LogLine, Peer, Privacy, Settings, Timeouts};
+pub use settings::{ClientLoad, Limits, LogLine, Peer, Privacy, Settings, Timeouts};

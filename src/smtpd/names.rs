@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::dns::{LookupError, Resolver};
+use crate::route::NameLookup;
 
 /// How long an answer is good.
 pub const KEEP: Duration = Duration::from_secs(300);
@@ -33,6 +34,8 @@ pub struct ClientName {
     pub name: Option<String>,
     /// Whether none of the names resolves back.
     pub is_forged: bool,
+    /// What came of the lookup.
+    pub lookup: NameLookup,
 }
 
 /// Finds and keeps the names of clients.
@@ -64,7 +67,7 @@ impl ClientNames {
         {
             return ClientName {
                 name: Some("localhost".to_owned()),
-                is_forged: false,
+                ..ClientName::default()
             };
         }
         let Some(resolver) = &self.resolver else {
@@ -82,7 +85,13 @@ impl ClientNames {
         let looked_up = tokio::time::timeout(self.wait, look_up(resolver.as_ref(), address)).await;
         let (name, keep) = match looked_up {
             Ok(Ok(name)) => (name, KEEP),
-            Ok(Err(_)) | Err(_) => (ClientName::default(), KEEP_TROUBLE),
+            Ok(Err(_)) | Err(_) => {
+                let trouble = ClientName {
+                    lookup: NameLookup::Trouble,
+                    ..ClientName::default()
+                };
+                (trouble, KEEP_TROUBLE)
+            }
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() >= ENTRIES_MAX {
@@ -101,7 +110,7 @@ async fn look_up(resolver: &dyn Resolver, address: IpAddr) -> Result<ClientName,
             Ok(addresses) if addresses.iter().any(|a| a.to_canonical() == address) => {
                 return Ok(ClientName {
                     name: Some(name.trim_end_matches('.').to_owned()),
-                    is_forged: false,
+                    ..ClientName::default()
                 });
             }
             Ok(_) => {}
@@ -111,10 +120,14 @@ async fn look_up(resolver: &dyn Resolver, address: IpAddr) -> Result<ClientName,
     match (trouble, names.into_iter().next()) {
         // A lookup that did not work proves nothing against the client (I9).
         (Some(error), _) => Err(error),
-        (None, None) => Ok(ClientName::default()),
+        (None, None) => Ok(ClientName {
+            lookup: NameLookup::Missing,
+            ..ClientName::default()
+        }),
         (None, Some(name)) => Ok(ClientName {
             name: Some(name.trim_end_matches('.').to_owned()),
             is_forged: true,
+            lookup: NameLookup::Forged,
         }),
     }
 }

@@ -21,8 +21,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::connection::{self, Backend, Stopping};
+use super::gate::ClientRates;
 use super::names::ClientNames;
-use super::settings::Peer;
+use super::settings::{ClientLoad, Peer};
 use crate::config::DaemonPort;
 use crate::maillog::{QueueId, Severity};
 use crate::status::{Reply, Status};
@@ -199,6 +200,7 @@ fn open(listen: &Listen) -> io::Result<std::net::TcpListener> {
 #[derive(Default)]
 struct Open {
     counts: Mutex<Counts>,
+    rates: ClientRates,
 }
 
 #[derive(Default)]
@@ -211,6 +213,8 @@ struct Counts {
 struct Counted {
     open: Arc<Open>,
     client: IpAddr,
+    /// Connections of this client at once, when it came.
+    of_client: usize,
 }
 
 impl Open {
@@ -227,6 +231,7 @@ impl Open {
         Some(Counted {
             open: Arc::clone(self),
             client,
+            of_client: of_client + 1,
         })
     }
 }
@@ -331,7 +336,15 @@ impl Door {
             self.names.find(client).await
         };
         let mut peer = Peer::remote(client, name.name, name.is_forged);
+        peer.client.name_lookup = name.lookup;
         peer.daemon = Arc::clone(&self.name);
+        if let Some(counted) = &counted {
+            let now = self.backend.settings.clock.monotonic();
+            peer.load = ClientLoad {
+                rate: counted.open.rates.count(client, now),
+                open: u32::try_from(counted.of_client).unwrap_or(u32::MAX),
+            };
+        }
         connection::serve(
             &mut stream,
             peer,

@@ -24,7 +24,7 @@ use super::settings::{LogLine, Peer, Settings, VERSION};
 use crate::address::{Address, ReversePath};
 use crate::envelope::{Arrival, Envelope, MessageId, Recipient};
 use crate::maillog::Severity;
-use crate::route::Client;
+use crate::route::{Client, Disposition};
 use crate::spool::SpoolError;
 use crate::status::{Reply, Status};
 
@@ -94,6 +94,8 @@ pub struct Session {
     mail: Option<Box<Mail>>,
     /// What all commands that do anything are answered.
     refusal: Option<Reply>,
+    /// What becomes of all messages of this client.
+    disposition: Disposition,
     protocol: &'static str,
     has_helo: bool,
     is_verbose: bool,
@@ -151,6 +153,7 @@ impl Session {
             log: Vec::new(),
             mail: None,
             refusal: None,
+            disposition: Disposition::Accept,
             protocol: "SMTP",
             has_helo: false,
             is_verbose: false,
@@ -163,6 +166,12 @@ impl Session {
             last_command: "startup",
             counts: Counts::default(),
         }
+    }
+
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// Who is at the other end, as routing asks; HELO included.
@@ -206,15 +215,17 @@ impl Session {
     }
 
     /// Greets, or refuses the client if `admission` says so: with 421 at once, otherwise every command it gives.
-    pub fn greet(&mut self, admission: Result<(), Reply>) {
+    pub fn greet(&mut self, admission: Result<Disposition, Reply>) {
         self.phase = Phase::Command;
-        if let Err(reply) = admission {
-            let name = self.peer.short().trim_matches(['[', ']']).to_owned();
+        let outcome = match &admission {
+            Ok(disposition) => log::outcome(disposition),
+            Err(reply) => Some(format!("reject={}", reply.to_line())),
+        };
+        if let Some(outcome) = outcome {
+            let name = self.peer.short();
             let text = format!(
-                "ruleset=check_relay, arg1={name}, arg2={}, relay={}, reject={}",
-                self.peer.client.address,
-                self.peer.shown,
-                reply.to_line()
+                "ruleset=check_relay, arg1={name}, arg2={}, relay={}, {outcome}",
+                self.peer.client.address, self.peer.shown,
             );
             self.log.push(LogLine {
                 severity: Severity::Notice,
@@ -222,12 +233,17 @@ impl Session {
                 id: None,
                 text,
             });
-            if reply.code == 421 {
-                self.say(&reply);
-                self.phase = Phase::Closed;
-                return;
+        }
+        match admission {
+            Ok(disposition) => self.disposition = disposition,
+            Err(reply) => {
+                if reply.code == 421 {
+                    self.say(&reply);
+                    self.phase = Phase::Closed;
+                    return;
+                }
+                self.refusal = Some(reply);
             }
-            self.refusal = Some(reply);
         }
         let text = self.greeting();
         self.put("220 ", &text);
@@ -454,7 +470,18 @@ impl Session {
             reception.lf_bytes,
             Some((&reception.facts.message_id, reception.facts.class)),
         );
-        let envelope = self.envelope(&mut mail, &reception);
+        let quarantine = match mail.disposition.clone().and(self.disposition.clone()) {
+            Disposition::Accept => None,
+            Disposition::Quarantine(reason) => Some(reason),
+            Disposition::Discard => {
+                self.note_for(mail.id, Severity::Info, 5, "discarded".to_owned());
+                self.must_abandon = true;
+                self.accepted(mail.id);
+                return Next::Again;
+            }
+        };
+        let mut envelope = self.envelope(&mut mail, &reception);
+        envelope.quarantine = quarantine;
         self.mail = Some(mail);
         self.phase = Phase::Commit;
         Next::Commit(Box::new(envelope))
@@ -508,17 +535,20 @@ impl Session {
         let Some(mail) = self.mail.take() else { return };
         self.phase = Phase::Command;
         match result {
-            Ok(()) => {
-                let id = mail.id.map(|id| id.to_string()).unwrap_or_default();
-                let text = format!("{id} Message accepted for delivery");
-                self.reply(250, Status::OK, &text);
-            }
+            Ok(()) => self.accepted(mail.id),
             Err(error) => {
                 let text = format!("SYSERR(root): cannot queue message: {error}");
                 self.note_for(mail.id, Severity::Critical, 0, text);
                 self.say(&spool_refusal(&error));
             }
         }
+        self.id = None;
+    }
+
+    fn accepted(&mut self, id: Option<MessageId>) {
+        let id = id.map(|id| id.to_string()).unwrap_or_default();
+        let text = format!("{id} Message accepted for delivery");
+        self.reply(250, Status::OK, &text);
         self.id = None;
     }
 

@@ -10,7 +10,7 @@ use crate::clock::Clock;
 use crate::config::{Privacy as Flag, PrivacyOptions, SmtpdOptions};
 use crate::envelope::MessageId;
 use crate::maillog::Severity;
-use crate::route::Client;
+use crate::route::{Client, NameLookup};
 
 /// The version in greeting and Received fields.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -79,6 +79,7 @@ impl Settings {
             timeouts: Timeouts {
                 command: options.timeouts.command,
                 data_block: options.timeouts.datablock,
+                greet_pause: options.timeouts.greet_pause,
                 ..Timeouts::default()
             },
             has_lax_helo: options.allow_bogus_helo,
@@ -192,6 +193,17 @@ pub struct Peer {
     pub must_wait: bool,
     /// The daemon it came through, in log and envelope: `MTA`; `stdin` for standard input.
     pub daemon: Arc<str>,
+    /// How often it is here.
+    pub load: ClientLoad,
+}
+
+/// A client's connections, this one included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ClientLoad {
+    /// In the last minute.
+    pub rate: u32,
+    /// At once.
+    pub open: u32,
 }
 
 impl Peer {
@@ -211,12 +223,18 @@ impl Peer {
             client: Client {
                 address,
                 name: name.filter(|_| !is_forged),
+                name_lookup: if is_forged {
+                    NameLookup::Forged
+                } else {
+                    NameLookup::Settled
+                },
                 helo: String::new(),
             },
             shown,
             is_trusted: is_this_host(address),
             must_wait: true,
             daemon: Arc::from("MTA"),
+            load: ClientLoad::default(),
         }
     }
 
@@ -227,12 +245,14 @@ impl Peer {
             client: Client {
                 address: IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
                 name: Some("localhost".to_owned()),
+                name_lookup: NameLookup::Settled,
                 helo: String::new(),
             },
             shown: format!("{user}@localhost"),
             is_trusted: true,
             must_wait: false,
             daemon: Arc::from("stdin"),
+            load: ClientLoad::default(),
         }
     }
 

@@ -27,7 +27,7 @@ use std::time::Duration;
 use diligence::clock::ManualClock;
 use diligence::envelope::{Envelope, MessageId};
 use diligence::maillog::Severity;
-use diligence::route::Verified;
+use diligence::route::{Disposition, Verified};
 use diligence::smtpd::{Peer, Privacy, Session, Settings, Step};
 use diligence::spool::SpoolError;
 use diligence::status::{Reply, Status};
@@ -153,6 +153,9 @@ pub(crate) fn envelope_line(envelope: &Envelope) -> String {
         envelope.body_bytes,
     )
     .unwrap();
+    if let Some(reason) = &envelope.quarantine {
+        write!(line, " quarantine={reason}").unwrap();
+    }
     line
 }
 
@@ -184,7 +187,7 @@ impl<'s> Player<'s> {
             Some("client50.test".into()),
             false,
         );
-        let mut admission = Ok(());
+        let mut admission = Ok(Disposition::Accept);
         for (key, value) in &script.settings {
             let number = || value.parse::<u32>().expect("a number");
             match key.as_str() {
@@ -205,6 +208,7 @@ impl<'s> Player<'s> {
                     peer = Peer::remote(peer.client.address, Some(value.clone()), true);
                 }
                 "local" => peer = Peer::local(value),
+                "admission" if value == "discard" => admission = Ok(Disposition::Discard),
                 "admission" => admission = Err(parse_reply(value)),
                 "whole" | "begin" | "commit" | "content" | "verbose" => {}
                 _ => panic!("{}: no setting {key}", script.name),
@@ -318,7 +322,11 @@ impl<'s> Player<'s> {
                                 format!("{path}... Access denied"),
                             ))
                         }
-                        _ => Ok(()),
+                        Some(a) if a.local() == "disc" => Ok(Disposition::Discard),
+                        Some(a) if a.local() == "quar" => {
+                            Ok(Disposition::Quarantine("looks like spam".to_owned()))
+                        }
+                        _ => Ok(Disposition::Accept),
                     };
                     self.session.sender_checked(verdict);
                 }
@@ -430,7 +438,7 @@ fn cut_up(bytes: &[u8], cut: Cut) -> Vec<&[u8]> {
     }
 }
 
-fn check_recipient(address: &str) -> Result<(), Reply> {
+fn check_recipient(address: &str) -> Result<Disposition, Reply> {
     let (local, domain) = address.split_once('@').unwrap_or((address, "h.test"));
     if !domain.eq_ignore_ascii_case("h.test") {
         return Err(Reply::new(
@@ -445,7 +453,9 @@ fn check_recipient(address: &str) -> Result<(), Reply> {
             Status::new(4, 3, 0),
             format!("<{address}>... Temporary lookup failure"),
         )),
-        "alice" | "bob" | "carol" | "dave" | "erin" | "info" => Ok(()),
+        "alice" | "bob" | "carol" | "dave" | "erin" | "info" => Ok(Disposition::Accept),
+        "discto" => Ok(Disposition::Discard),
+        "quarto" => Ok(Disposition::Quarantine("held rcpt".to_owned())),
         _ => Err(Reply::new(
             550,
             Status::NO_USER,

@@ -19,7 +19,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::envelope::{Delivery, Envelope, MessageId};
 use crate::maillog::QueueId;
-use crate::route::Verified;
+use crate::route::{Disposition, Verified};
 use crate::smtpd::{self, Peer, Settings, Step};
 use crate::spool::SpoolError;
 use crate::status::{ExitCode, Reply, Status};
@@ -55,7 +55,7 @@ enum Answer {
     Read,
     Sender,
     Begin(MessageId),
-    Recipient(Result<(), Reply>),
+    Recipient(Result<Disposition, Reply>),
     Verified(Verified),
     Expanded,
     Kept(Result<(), SpoolError>),
@@ -67,7 +67,7 @@ enum Answer {
 fn converse(submitting: &mut Submitting<'_>) -> io::Result<()> {
     let settings = settings(submitting);
     let mut session = smtpd::Session::new(Arc::new(settings), Peer::local(&submitting.user.name));
-    session.greet(Ok(()));
+    session.greet(Ok(Disposition::Accept));
     let mut input = io::stdin().lock();
     let mut buffer: Vec<u8> = Vec::new();
     let mut content: Option<BodyWriter> = None;
@@ -107,7 +107,7 @@ fn converse(submitting: &mut Submitting<'_>) -> io::Result<()> {
                     session.input_ended();
                 }
             }
-            Answer::Sender => session.sender_checked(Ok(())),
+            Answer::Sender => session.sender_checked(Ok(Disposition::Accept)),
             Answer::Begin(new) => {
                 content = Some(BodyWriter::new(&super::drop_folder(submitting.config)));
                 id = Some(new);
@@ -204,10 +204,10 @@ fn hand_over(
     Err(SpoolError::Full(first.outcome.text.clone()))
 }
 
-fn check_recipient(address: &Address) -> Result<(), Reply> {
+fn check_recipient(address: &Address) -> Result<Disposition, Reply> {
     let text = address.to_string();
     match fault_of(&text) {
-        None => Ok(()),
+        None => Ok(Disposition::Accept),
         Some(fault) => Err(Reply::new(
             550,
             Status::new(5, 7, 1),

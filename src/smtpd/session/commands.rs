@@ -13,7 +13,7 @@ use super::super::message::{Mail, Reception, spool_refusal};
 use super::{Line, PendingRecipient, Phase, Session};
 use crate::envelope::Recipient;
 use crate::maillog::Severity;
-use crate::route::Verified;
+use crate::route::{Disposition, Verified};
 use crate::spool::SpoolError;
 use crate::status::{Reply, Status};
 
@@ -238,6 +238,7 @@ impl Session {
             id: None,
             recipients: Vec::new(),
             bad_recipients: 0,
+            disposition: Disposition::Accept,
         };
         let max = self.settings.limits.message_bytes_max;
         let declared = mail.parameters.declared_bytes.unwrap_or(0);
@@ -253,9 +254,17 @@ impl Session {
     }
 
     /// Answers [`Step::CheckSender`](super::Step).
-    pub fn sender_checked(&mut self, verdict: Result<(), Reply>) {
+    pub fn sender_checked(&mut self, verdict: Result<Disposition, Reply>) {
         match verdict {
-            Ok(()) => self.phase = Phase::Begin,
+            Ok(disposition) => {
+                self.phase = Phase::Begin;
+                let shown = self.mail.as_ref().map(|mail| mail.shown.clone());
+                let shown = shown.unwrap_or_default();
+                self.note_disposition("check_mail", &shown, &disposition);
+                if let Some(mail) = &mut self.mail {
+                    mail.disposition = disposition;
+                }
+            }
             Err(reply) => {
                 self.phase = Phase::Command;
                 if let Some(mail) = self.mail.take() {
@@ -347,14 +356,19 @@ impl Session {
     }
 
     /// Answers [`Step::CheckRecipient`](super::Step).
-    pub fn recipient_checked(&mut self, verdict: Result<(), Reply>) {
+    pub fn recipient_checked(&mut self, verdict: Result<Disposition, Reply>) {
         let Phase::Recipient(pending) = std::mem::replace(&mut self.phase, Phase::Command) else {
             return;
         };
         match verdict {
-            Ok(()) => {
+            Ok(disposition) => {
+                // Sendmail has no line about a recipient that discards its message; "discarded" tells.
+                if disposition != Disposition::Discard {
+                    self.note_disposition("check_rcpt", &pending.shown, &disposition);
+                }
                 if let Some(mail) = &mut self.mail {
                     mail.recipients.push(pending.recipient);
+                    mail.disposition = std::mem::take(&mut mail.disposition).and(disposition);
                 }
                 let text = format!("{}... Recipient ok", pending.shown);
                 self.reply(250, Status::RECIPIENT_OK, &text);

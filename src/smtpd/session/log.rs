@@ -9,6 +9,7 @@ use super::super::settings::LogLine;
 use super::Session;
 use crate::envelope::{BodyType, MessageId};
 use crate::maillog::Severity;
+use crate::route::Disposition;
 use crate::status::Reply;
 
 impl Session {
@@ -40,10 +41,25 @@ impl Session {
     }
 
     pub(super) fn note_ruleset(&mut self, ruleset: &str, argument: &str, reply: &Reply) {
+        self.note_outcome(ruleset, argument, &format!("reject={}", reply.to_line()));
+    }
+
+    /// What the access map makes of a message that is taken; nothing if it is just taken.
+    pub(super) fn note_disposition(
+        &mut self,
+        ruleset: &str,
+        argument: &str,
+        disposition: &Disposition,
+    ) {
+        if let Some(outcome) = outcome(disposition) {
+            self.note_outcome(ruleset, argument, &outcome);
+        }
+    }
+
+    fn note_outcome(&mut self, ruleset: &str, argument: &str, outcome: &str) {
         let text = format!(
-            "ruleset={ruleset}, arg1={argument}, relay={}, reject={}",
-            self.peer.shown,
-            reply.to_line()
+            "ruleset={ruleset}, arg1={argument}, relay={}, {outcome}",
+            self.peer.shown
         );
         self.note(Severity::Notice, 4, text);
     }
@@ -109,5 +125,14 @@ impl Session {
             );
             self.note_for(mail.id, Severity::Info, 5, text);
         }
+    }
+}
+
+/// A disposition in the log's words; `None` for a message that is just taken.
+pub(super) fn outcome(disposition: &Disposition) -> Option<String> {
+    match disposition {
+        Disposition::Accept => None,
+        Disposition::Discard => Some("discard".to_owned()),
+        Disposition::Quarantine(reason) => Some(format!("quarantine={}", shorten(reason))),
     }
 }
