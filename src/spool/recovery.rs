@@ -557,8 +557,7 @@ impl Replay {
                 found.offset
             ));
         }
-        // What it holds besides is a copy of one that it passes over: that one counts, or what came after it.
-        let is_copied = self.reached.is_some_and(|reached| covers(&skips, reached));
+        let is_copied = self.is_copied(found);
         self.reached = Some(number);
         self.last_segment = Some(found.segment);
         self.out.index.applied_batch = number;
@@ -570,6 +569,12 @@ impl Replay {
         for frame in &found.frames {
             self.apply_frame(found, frame);
         }
+    }
+
+    /// Whether what it holds is a copy of a batch that counts itself, or of one before it.
+    fn is_copied(&self, found: &Found) -> bool {
+        self.reached
+            .is_some_and(|reached| covers(&found.ranges(Kind::Skip), reached))
     }
 
     fn apply_frame(&mut self, found: &Found, frame: &FoundFrame) {
@@ -637,6 +642,7 @@ impl Replay {
             for old in aside.iter().filter(|old| !last.ends(old)) {
                 self.apply(old, &voids);
             }
+            let is_copied = self.is_copied(&last);
             self.apply(&last, &[]);
             #[cfg(test)]
             if super::faults::seeded(Fault::NoRewrite) {
@@ -645,6 +651,10 @@ impl Replay {
             }
             if number > self.out.proven {
                 self.out.unproven = rewrite(&last);
+                if is_copied {
+                    let is_about_numbers = |f: &FrameIn| matches!(f.kind, Kind::Void | Kind::Skip);
+                    self.out.unproven.retain(is_about_numbers);
+                }
             }
             break;
         }

@@ -43,6 +43,7 @@ pub(super) fn fail_each_call(seed: u64, stride: usize) -> Result<u64, String> {
                 let clock = Arc::new(ManualClock::at(START_MS));
                 let (spool, _writer, report) =
                     open(&restarted, &clock, &options(seed)).map_err(|e| place(e.to_string()))?;
+                let place = |what| place(format!("{what}; {:?}", report.remarks));
                 check(&spool, &report, &restarted.drops(), &model).map_err(place)?;
             }
             done += 1;
