@@ -471,3 +471,46 @@ fn local_mail_goes_to_procmail_with_its_arguments_when_a_mailer_says_so() {
     );
     daemon.stop();
 }
+
+#[test]
+fn a_list_that_is_larger_than_a_record_reaches_everybody_once() {
+    const MEMBERS: usize = 6_000;
+    let site = Site::new("big: :include:HOME/big\npostmaster: bob\n");
+    // An update may have a quarter of a segment: this list takes several, the outcomes too.
+    site.sandbox.configure("segment_size = \"1M\"\n");
+    let mut members = String::from("bob\n");
+    for member in 0..MEMBERS {
+        members.push_str(&format!(
+            "member{member:05}@somewhere.far.away.example.test\n"
+        ));
+    }
+    members.push_str("nosuch1\n");
+    site.write("home/big", 0o644, &members);
+    let daemon = site.sandbox.start();
+    let id = site.send(&daemon, "big");
+    site.wait_for_line(&id, "member05999@");
+    // Local mail waits for the whole expansion, too.
+    site.wait_for_line(&id, "to=bob,");
+    let listed = wait_for("every member in the listing, deferred", || {
+        let output = site.sandbox.run("mailq", &[], "");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let count = text.matches("@somewhere.far.away.").count();
+        (count >= MEMBERS && !text.contains(":rest:")).then_some(text)
+    });
+    daemon.stop();
+    for member in 0..MEMBERS {
+        let address = format!("member{member:05}@");
+        assert_eq!(listed.matches(&address).count(), 1, "{address}");
+    }
+    let log = site.log();
+    assert!(!log.contains("not recorded"), "{log}");
+    let mailbox = fs::read_to_string(site.path("var/mail/bob")).unwrap();
+    assert_eq!(mailbox.matches("\nSubject: x\n").count(), 1, "{mailbox}");
+    // The spool holds it as it was, once more after a start.
+    let daemon = site.sandbox.start();
+    let output = site.sandbox.run("mailq", &[], "");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let count = text.matches("@somewhere.far.away.").count();
+    assert_eq!(count, MEMBERS);
+    daemon.stop();
+}

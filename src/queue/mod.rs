@@ -9,6 +9,7 @@
 //! and routing run on the blocking pool. Limits: [`WINDOW_MAX`], [`PARKED_MAX`], [`WATCHERS_MAX`] and
 //! [`QueueSettings`].
 
+mod bulk;
 mod hosts;
 mod report;
 pub mod retry;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::bulk;
 use super::hosts::{HostSlot, Start};
 use super::report::{self, Ages, Result as Reported, Wanted};
 use super::scheduler::due_after;
@@ -103,7 +104,11 @@ pub(super) async fn run(
         }
         // I7: durable before any child is attempted; then looked at afresh, with the ids the spool gave.
         let update = Update {
-            expansions: std::mem::take(&mut plan.expansions),
+            expansions: bulk::bounded(
+                std::mem::take(&mut plan.expansions),
+                &plan.message,
+                shared.spool.update_bytes_max(),
+            ),
             ..Update::default()
         };
         let recorded = match shared.spool.record(&lease, update) {
@@ -364,6 +369,32 @@ async fn record(
             policy.give_up_after,
         ));
     }
+    let bulk::Results {
+        early,
+        results,
+        is_cut,
+    } = bulk::Results::new(results, shared.spool.update_bytes_max());
+    for outcomes in early {
+        let update = Update {
+            outcomes,
+            next_due_unix_ms: Some(due_after(
+                shared,
+                policy.next_due_in(tries.saturating_add(1), age),
+            )),
+            has_warned: message.has_warned,
+            ..Update::default()
+        };
+        // Waited for: whether anything is pending is asked of what is recorded.
+        let recorded = match shared.spool.record(&lease, update) {
+            Ok(ticket) => ticket.await.map(|_| ()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = recorded {
+            let text = format!("outcome not recorded: {error}");
+            shared.maillog.system_error(Some(message.id), "root", &text);
+            return;
+        }
+    }
     let ages = Ages {
         warned_at: policy
             .warn_after
@@ -385,8 +416,11 @@ async fn record(
         .any(|result| result.outcome.result == Delivery::Deferred);
     let update = Update {
         outcomes: results.into_iter().map(|r| (r.id, r.outcome)).collect(),
-        next_due_unix_ms: is_deferred
-            .then(|| due_after(shared, policy.next_due_in(tries.saturating_add(1), age))),
+        next_due_unix_ms: if is_cut {
+            Some(due_after(shared, Duration::ZERO))
+        } else {
+            is_deferred.then(|| due_after(shared, policy.next_due_in(tries.saturating_add(1), age)))
+        },
         has_warned,
         reports,
         ..Update::default()

@@ -52,8 +52,9 @@ impl Taken {
     /// Adds a recipient of the message in a final state. One that was expanded stands for others and is left out.
     pub fn note(&mut self, router: &Router, recipient: &Recipient, state: &RecipientState) {
         if *state != RecipientState::Expanded {
-            self.keys
-                .insert(router.key(&Target::parse(&recipient.target)));
+            let target = Target::parse(&recipient.target);
+            let acting = recipient.controlling_user.as_ref();
+            self.keys.insert(router.key_acting(&target, acting));
         }
     }
 
@@ -495,6 +496,7 @@ impl<'r> Walk<'r> {
                     self.add(Target::Address(address), text)?;
                 }
                 (None, Target::Include(path)) => self.include(&path)?,
+                (None, Target::Rest(of)) => self.add(Target::Invalid(of), text)?,
                 (None, target) => self.add(target, text)?,
             }
         }
@@ -541,7 +543,6 @@ impl<'r> Walk<'r> {
         text: String,
         failure: Option<String>,
     ) -> Result<(), RouteError> {
-        let mut key = self.router.key(&target);
         let controlling_user = match &target {
             Target::Program(_) | Target::File(_) if self.is_unsafe => None,
             Target::Program(_) | Target::File(_) => {
@@ -550,16 +551,13 @@ impl<'r> Walk<'r> {
                     let name = self.acting_name.clone();
                     ControllingUser { name, uid, gid }
                 });
-                // The same command of two users is two programs.
-                if self.controlling_user.is_some() {
-                    key = format!("{key}\u{0}{}", user.uid);
-                }
                 Some(user)
             }
             // Whoever's list could not be read is asked again with that user's rights.
             Target::Include(_) => self.controlling_user.clone(),
             _ => None,
         };
+        let key = self.router.key_acting(&target, controlling_user.as_ref());
         if self.taken.contains(&key) || !self.seen.insert(key) {
             self.tell(|| format!("{text}... duplicate suppressed"));
             return Ok(());

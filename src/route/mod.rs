@@ -27,6 +27,7 @@ pub use access::{ClientLimit, RecipientCheck};
 pub use access_entry::{Denial, Disposition};
 pub use class::CLASS_BYTES_MAX;
 pub use expand::{EXPANSION_MAX, Taken};
+pub use resolve::rest_of;
 pub use table::Table;
 pub use target::{TARGETS_MAX, Target};
 

@@ -100,8 +100,15 @@ impl Router {
                 }
             }
         }
-        if let (Some(_), Target::Include(path)) = (recipient.parent, &target) {
-            return self.expand_list(path, recipient, taken);
+        match (recipient.parent, &target) {
+            (Some(_), Target::Include(path)) => {
+                let route = self.expand_list(path, recipient, taken)?;
+                // Known from here on, so that what is left of an expansion does not lead to it again.
+                taken.take(self.key(&target));
+                return Ok(route);
+            }
+            (Some(_), Target::Rest(of)) => return self.expand_rest(of, recipient, taken),
+            _ => {}
         }
         let route = self.end_for(&target, recipient.controlling_user.as_ref())?;
         let is_there = matches!(
@@ -113,7 +120,11 @@ impl Router {
                 | Route::Smtp { .. }
                 | Route::Hold { .. }
         );
-        if is_there && !taken.take(self.key(&target)) {
+        let acting = recipient.controlling_user.as_ref();
+        // Those that fail are known too, so that what is left of an expansion does not lead to them again.
+        let is_new = (!is_there && recipient.parent.is_none())
+            || taken.take(self.key_acting(&target, acting));
+        if is_there && !is_new {
             return Ok(Route::Expand {
                 children: Vec::new(),
                 shown: "duplicate suppressed".to_owned(),
@@ -202,6 +213,10 @@ impl Router {
                 command: command.clone(),
             },
             Target::File(path) => Route::File { path: path.clone() },
+            Target::Rest(_) => Route::Failed {
+                status: Status::NO_USER,
+                text: UNKNOWN_TEXT.to_owned(),
+            },
             // Only as the end of a walk that could not open it; asked by whoever lists ends.
             Target::Include(path) => unopened(&format!("Cannot open {path}")),
             Target::Invalid(text) => {
@@ -268,6 +283,45 @@ impl Router {
             Target::Mailbox(user) => local_key(user),
             other => other.to_text(),
         }
+    }
+
+    /// As [`Router::key`]; the same command or file of two users is two recipients.
+    pub(super) fn key_acting(&self, target: &Target, user: Option<&ControllingUser>) -> String {
+        let key = self.key(target);
+        match (target, user) {
+            (Target::Program(_) | Target::File(_), Some(user))
+                if user.uid != self.default_user.uid =>
+            {
+                format!("{key}\u{0}{}", user.uid)
+            }
+            _ => key,
+        }
+    }
+
+    /// Expands what an expansion that was too large for one record left over: the ends that are not recipients yet.
+    fn expand_rest(
+        &self,
+        of: &str,
+        recipient: &Recipient,
+        taken: &mut Taken,
+    ) -> Result<Route, RouteError> {
+        let whole = Recipient {
+            target: of.to_owned(),
+            ..recipient.clone()
+        };
+        let route = match Target::parse(of) {
+            Target::Include(path) => Some(self.expand_list(&path, &whole, taken)?),
+            Target::Address(address) => match self.place(&address) {
+                Place::Here(local) => self.expand(&local, &whole, taken)?,
+                Place::Elsewhere(_) => None,
+            },
+            _ => None,
+        };
+        // The alias is gone meanwhile: whoever was left over is not known any more.
+        Ok(route.unwrap_or_else(|| Route::Failed {
+            status: Status::NO_USER,
+            text: UNKNOWN_TEXT.to_owned(),
+        }))
     }
 
     /// The value of an alias: of `user+detail`, `user+*`, `user`, in this order (MAPS 11).
@@ -447,6 +501,18 @@ impl Router {
 /// `user` and `detail` of `user+detail`.
 fn plussed(local: &str) -> Option<(&str, &str)> {
     local.split_once('+').filter(|(user, _)| !user.is_empty())
+}
+
+/// The recipient that stands for what is left of another's expansion, when as much of it is recorded as fits.
+#[must_use]
+pub fn rest_of(recipient: &Recipient) -> Recipient {
+    Recipient {
+        target: match Target::parse(&recipient.target) {
+            rest @ Target::Rest(_) => rest.to_text(),
+            _ => Target::Rest(recipient.target.clone()).to_text(),
+        },
+        ..recipient.clone()
+    }
 }
 
 /// What is wrong with a text that is no address. Source: Sendmail's ruleset Parse0.

@@ -24,9 +24,15 @@ pub enum Target {
     File(String),
     /// `:include:/file`.
     Include(String),
+    /// `:rest:TARGET`: what is still to be expanded of a target that leads to more recipients than one record holds.
+    /// Only the queue makes it; in an alias or a file it is nothing.
+    Rest(String),
     /// Nothing that mail could be sent to.
     Invalid(String),
 }
+
+/// How [`Target::Rest`] begins.
+const REST: &str = ":rest:";
 
 impl Target {
     /// Tells what one target is. Comments in parentheses, a name before `<address>` and quotes round the whole are
@@ -78,6 +84,9 @@ impl Target {
                 _ => Some(Self::File(text.to_owned())),
             };
         }
+        if let Some(of) = text.strip_prefix(REST) {
+            return Some(Self::Rest(of.to_owned()));
+        }
         let include = text.get(..":include:".len())?;
         include.eq_ignore_ascii_case(":include:").then(|| {
             let path = text.get(":include:".len()..).unwrap_or_default();
@@ -95,6 +104,7 @@ impl Target {
             Self::Program(command) => format!("|{command}"),
             Self::File(path) => path.clone(),
             Self::Include(path) => format!(":include:{path}"),
+            Self::Rest(of) => format!("{REST}{of}"),
             Self::Invalid(text) => text.clone(),
         }
     }
@@ -235,6 +245,7 @@ mod tests {
             ("/CN=x/@gw.test", address("/CN=x/@gw.test")),
             (":include:/l", Target::Include("/l".into())),
             ("\" :Include: /l\"", Target::Include("/l".into())),
+            (":rest:list", Target::Rest("list".into())),
             (
                 "error:5.1.1 moved away",
                 Target::Invalid("error:5.1.1 moved away".into()),

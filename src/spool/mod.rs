@@ -432,7 +432,7 @@ impl Spool {
     /// [`SpoolError::NotFound`], [`SpoolError::Damaged`], [`SpoolError::Io`].
     pub fn message(&self, id: MessageId) -> Result<StoredMessage, SpoolError> {
         let inner = &self.inner;
-        inner.read(id, &mut |entry| {
+        inner.read(id, &|index| index.get(id), &mut |entry| {
             let is_leased = lock(&inner.index).is_leased(id);
             content::message(
                 &|n| inner.segments.get(n),
@@ -451,18 +451,30 @@ impl Spool {
     pub fn content(&self, id: MessageId) -> Result<ContentReader, SpoolError> {
         let inner = &self.inner;
         let mut place = None;
-        let reader = inner.read(id, &mut |entry| {
+        // Asked once a recipient: without them, or a long list would be walked as often as it is long.
+        let find = move |index: &Index| index.get_without_recipients(id);
+        let reader = inner.read(id, &find, &mut |entry| {
             place = Some(entry.envelope);
             ContentReader::open(&|n| inner.segments.get(n), id, entry)
         })?;
         let inner = Arc::clone(inner);
         Ok(reader.on_error(move |error| {
             // One that has moved since is to be read at its new place.
-            let now = lock(&inner.index).get(id).map(|entry| entry.envelope);
+            let now = find(&lock(&inner.index)).map(|entry| entry.envelope);
             if now == place {
                 inner.hold_unreadable(id, error);
             }
         }))
+    }
+
+    /// About how many bytes an update may have, its reports included, so that it fits into one batch wherever the
+    /// journal stands.
+    #[must_use]
+    pub fn update_bytes_max(&self) -> usize {
+        let bytes = self.inner.options.segment_bytes / 4;
+        usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .min(UPDATE_BYTES_MAX)
     }
 
     /// Records an update and keeps the lease, for what must be durable before the next step: expansions.
@@ -876,9 +888,10 @@ impl Inner {
     fn read<T>(
         &self,
         id: MessageId,
+        find: &dyn Fn(&Index) -> Option<index::Entry>,
         read: &mut dyn FnMut(&index::Entry) -> Result<T, SpoolError>,
     ) -> Result<T, SpoolError> {
-        let find = || lock(&self.index).get(id).ok_or(SpoolError::NotFound(id));
+        let find = || find(&lock(&self.index)).ok_or(SpoolError::NotFound(id));
         let mut entry = find()?;
         loop {
             let result = read(&entry);
@@ -1010,6 +1023,8 @@ impl Inner {
 
 /// Most bytes of content in one frame.
 const CHUNK_BYTES_MAX: usize = 256 << 10;
+/// Most bytes of one update, however large the segments.
+const UPDATE_BYTES_MAX: usize = 16 << 20;
 
 #[cfg(test)]
 mod crash_tests;

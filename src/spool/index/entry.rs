@@ -434,6 +434,18 @@ pub(super) fn pack(id: MessageId, entry: &Entry, extras: &mut Extras) -> Option<
 /// The entry in its unpacked form.
 pub(super) fn unpack(packed: &Packed, extra: Option<&Extra>) -> Entry {
     Entry {
+        recipients: extra.map_or_else(
+            || vec![packed.recipient.recipient()],
+            |extra| extra.recipients.iter().map(|r| r.recipient()).collect(),
+        ),
+        expansions: extra.map_or_else(Vec::new, |extra| extra.expansions.clone()),
+        ..unpack_place(packed, extra)
+    }
+}
+
+/// The entry without recipients and expansions.
+pub(super) fn unpack_place(packed: &Packed, extra: Option<&Extra>) -> Entry {
+    Entry {
         envelope: packed.envelope.place(),
         is_relocated: packed.has(RELOCATED),
         bytes_here: u64::from(packed.units_here) * 8,
@@ -441,11 +453,8 @@ pub(super) fn unpack(packed: &Packed, extra: Option<&Extra>) -> Entry {
         due: Duration::from_millis(packed.due),
         is_held: packed.has(HELD),
         has_warned: packed.has(WARNED),
-        recipients: extra.map_or_else(
-            || vec![packed.recipient.recipient()],
-            |extra| extra.recipients.iter().map(|r| r.recipient()).collect(),
-        ),
-        expansions: extra.map_or_else(Vec::new, |extra| extra.expansions.clone()),
+        recipients: Vec::new(),
+        expansions: Vec::new(),
         hold: extra.and_then(|extra| extra.hold),
     }
 }

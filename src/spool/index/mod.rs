@@ -174,6 +174,12 @@ impl Index {
         Some(entry::unpack(packed, self.extra(packed)))
     }
 
+    /// The entry as far as its content goes: no recipients, no expansions.
+    pub(super) fn get_without_recipients(&self, id: MessageId) -> Option<Entry> {
+        let packed = self.packed.get(self.slot(id)?)?;
+        Some(entry::unpack_place(packed, self.extra(packed)))
+    }
+
     pub(super) fn contains(&self, id: MessageId) -> bool {
         self.slot(id).is_some()
     }
