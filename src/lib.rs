@@ -5,7 +5,7 @@
 //!  L4 front-ends   smtpd  submit
 //!  L3 queue        scheduler  runner  retry               the only place where storage meets delivery
 //!  L2 policy       route              |  deliver          who gets it  |  how it is handed over
-//!  L1 engine       spool              |  config  maillog  users  dns  netmaps  safe_file
+//!  L1 engine       spool              |  config  maillog  users  dns  netmaps  safe_file  privileged
 //!  L0 words        address  envelope  status  clock       values and seams, no I/O but the clock
 //! ```
 //!
@@ -21,6 +21,7 @@ pub mod dns;
 pub mod envelope;
 pub mod maillog;
 pub mod netmaps;
+pub mod privileged;
 pub mod programs;
 pub mod queue;
 pub mod route;

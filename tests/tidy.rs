@@ -28,10 +28,19 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("dns", &["L0"]),
     ("netmaps", &["L0", "dns"]),
     ("safe_file", &["L0"]),
+    ("privileged", &["L0", "safe_file"]),
     ("route", &["L0", "config", "users", "safe_file"]),
     (
         "deliver",
-        &["L0", "config", "maillog", "users", "dns", "safe_file"],
+        &[
+            "L0",
+            "config",
+            "maillog",
+            "users",
+            "dns",
+            "safe_file",
+            "privileged",
+        ],
     ),
     (
         "queue",

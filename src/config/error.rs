@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn who_made_the_mistake_decides_the_exit_code() {
         assert_eq!(error("", "Nosuch=1").exit(), ExitCode::Software);
-        assert_eq!(error("", "RunAsUser=x").exit(), ExitCode::Usage);
+        assert_eq!(error("", "TrustedUser=x").exit(), ExitCode::Usage);
         assert_eq!(error("", "LogLevel=x").exit(), ExitCode::Usage);
         assert_eq!(error("nosuch = 1", "LogLevel=9").exit(), ExitCode::Config);
         assert_eq!(

@@ -385,9 +385,9 @@ mod tests {
 
     #[test]
     fn an_option_that_is_not_honoured_is_refused_by_name_or_already_so() {
-        let text = error("run_as_user = \"smmsp\"");
+        let text = error("trusted_user = \"smmsp\"");
         assert!(
-            text.ends_with("option RunAsUser is not supported"),
+            text.ends_with("option TrustedUser is not supported"),
             "{text}"
         );
         assert!(load("super_safe = true").is_ok());

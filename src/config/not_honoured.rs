@@ -161,7 +161,6 @@ pub static NOT_HONOURED: &[NotHonoured] = &[
         .advice("use resolver and the options of resolv.conf"),
     not("RetryFactor").letter('Z'),
     not("RrtImpliesDsn").accepts(FALSE),
-    not("RunAsUser"),
     not("SafeFileEnvironment").accepts(&["", "/"]),
     not("SaveFromLine").letter('f').accepts(FALSE),
     not("SendMimeErrors").letter('j').accepts(TRUE),
@@ -267,7 +266,7 @@ mod tests {
         assert!(!supersafe.is_accepted("False"));
         assert!(by_letter('m').unwrap().is_accepted(""));
         assert!(!by_letter('c').unwrap().is_accepted(""));
-        assert!(!by_name("RunAsUser").unwrap().is_accepted("smmsp"));
+        assert!(!by_name("TrustedUser").unwrap().is_accepted("smmsp"));
     }
 
     #[test]

@@ -920,6 +920,13 @@ pub static OPTIONS: &[OptionDef] = &[
     .named("DefaultUser")
     .letter('u'),
     OptionDef::new(
+        "run_as_user",
+        "",
+        Access::TextOrNone(|c| &mut c.deliver.run_as_user),
+        "Whom the daemon becomes once its ports are bound, as smmsp, if it is started by root; a small process beside it keeps root's rights and acts for users. Empty: the daemon stays root.",
+    )
+    .named("RunAsUser"),
+    OptionDef::new(
         "local_shell",
         "/bin/sh",
         // A program of the system, in a sandbox as well.

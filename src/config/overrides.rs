@@ -249,8 +249,8 @@ mod tests {
         );
         assert_eq!(text(letter('!', "")), "readcf: unknown option name -o!");
         assert_eq!(
-            text(name("RunAsUser=smmsp")),
-            "-ORunAsUser=smmsp: option RunAsUser is not supported"
+            text(name("TrustedUser=smmsp")),
+            "-OTrustedUser=smmsp: option TrustedUser is not supported"
         );
         assert!(text(letter('Q', "")).contains("a value is missing"));
         assert!(text(letter('d', "x")).contains("not a delivery mode"));

@@ -197,6 +197,8 @@ pub struct ClientTimeouts {
 pub struct DeliverOptions {
     /// The name in HELO and EHLO; this host's own when absent.
     pub helo_name: Option<String>,
+    /// The account that the daemon becomes.
+    pub run_as_user: Option<String>,
     /// What a command in an alias or a `.forward` is given to, as `-c COMMAND`: a shell, or smrsh.
     pub local_shell: PathBuf,
     /// Where smrsh finds the programs that it may run.

@@ -33,7 +33,14 @@ pub(crate) fn deliver(
     options: &MailboxOptions,
     clock: &dyn Clock,
 ) -> Outcome {
-    let (file, is_new) = match safe_file::open_append(path, who, &Lenience::default()) {
+    let opened = match &options.part {
+        Some(part) => part
+            .open_append(path, who)
+            .map(|opened| (opened.file, opened.directory.is_some(), opened.directory)),
+        None => safe_file::open_append(path, who, &Lenience::default())
+            .map(|(file, is_new)| (file, is_new, None)),
+    };
+    let (file, is_new, directory) = match opened {
         Ok(opened) => opened,
         Err(refusal) if refusal.verdict() == Verdict::Temporary => {
             return deferred(&format!("{}: {refusal}", path.display()));
@@ -52,7 +59,7 @@ pub(crate) fn deliver(
         return sent;
     }
     let wait_max: Duration = options.lock_wait_max;
-    let mut open = match OpenMailbox::of_file(path, file, is_new, wait_max, clock) {
+    let mut open = match OpenMailbox::of_file(path, file, is_new, directory, wait_max, clock) {
         Ok(open) => open,
         Err(error) => return outcome_of(&error),
     };

@@ -22,6 +22,7 @@ use super::{Attempt, ContentOpener, MailboxOwner, OwnerLookup, Results, say};
 use crate::address::ReversePath;
 use crate::clock::Clock;
 use crate::envelope::{Delivery, Outcome};
+use crate::privileged::Part;
 use crate::status::Status;
 
 /// Messages appended under one lock and one sync.
@@ -40,6 +41,8 @@ pub struct MailboxOptions {
     pub directory: PathBuf,
     /// Longest wait for another program's lock on a mailbox.
     pub lock_wait_max: Duration,
+    /// What opens mailboxes and files and runs programs with users' rights, if this process has not got them.
+    pub part: Option<Arc<Part>>,
 }
 
 /// The mailer `local`.
@@ -185,7 +188,11 @@ impl Shared {
         };
         let path = self.options.directory.join(user);
         let wait_max = self.options.lock_wait_max;
-        let mut mailbox = match OpenMailbox::open(&path, owner, wait_max, &*self.clock) {
+        let opened = match &self.options.part {
+            Some(part) => OpenMailbox::open_by(part, &path, user, wait_max, &*self.clock),
+            None => OpenMailbox::open(&path, owner, wait_max, &*self.clock),
+        };
+        let mut mailbox = match opened {
             Ok(mailbox) => mailbox,
             Err(error) => return answer_all(batch, &outcome_of(&error)),
         };

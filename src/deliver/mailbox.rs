@@ -13,6 +13,7 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -22,6 +23,7 @@ use nix::libc;
 use super::MailboxOwner;
 use super::mbox::{self, CopyError};
 use crate::clock::Clock;
+use crate::privileged::Part;
 use crate::status::{Status, Verdict};
 
 /// A lock file older than this was left behind by a program that died, and is removed.
@@ -90,7 +92,29 @@ pub(crate) struct OpenMailbox {
     /// Bytes of the whole messages appended since.
     appended_bytes: u64,
     is_new: bool,
-    _lock: Option<LockFile>,
+    /// Its directory, if this process could not open it itself.
+    directory: Option<File>,
+    _lock: Option<Lock>,
+}
+
+/// The lock file of an open mailbox; it goes when this is dropped.
+#[derive(Debug)]
+enum Lock {
+    Ours { _file: LockFile },
+    Parts { _lock: PartLock },
+}
+
+/// A lock file that the privileged part made.
+#[derive(Debug)]
+struct PartLock {
+    part: Arc<Part>,
+    user: String,
+}
+
+impl Drop for PartLock {
+    fn drop(&mut self) {
+        self.part.unlock(&self.user);
+    }
 }
 
 impl OpenMailbox {
@@ -131,14 +155,57 @@ impl OpenMailbox {
                     opened_bytes: metadata.len(),
                     appended_bytes: 0,
                     is_new,
-                    _lock: Some(lock),
+                    directory: None,
+                    _lock: Some(Lock::Ours { _file: lock }),
                 });
             }
             pause.wait()?;
         }
     }
 
-    /// Takes a file that is open already, for appending, and its record lock.
+    /// As [`Self::open`], for a process without the rights: the privileged part opens it and keeps the lock file.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_by(
+        part: &Arc<Part>,
+        path: &Path,
+        user: &str,
+        wait_max: Duration,
+        clock: &dyn Clock,
+    ) -> Result<Self, MailboxError> {
+        let deadline = clock.monotonic().saturating_add(wait_max);
+        let mut pause = Pause::new(path, deadline, clock);
+        while !part.lock(user).map_err(|e| io_error(path, e))? {
+            pause.wait()?;
+        }
+        let lock = PartLock {
+            part: Arc::clone(part),
+            user: user.to_owned(),
+        };
+        loop {
+            let opened = part.mailbox(user).map_err(|e| io_error(path, e))?;
+            while !try_lock(&opened.file).map_err(|e| io_error(path, e))? {
+                pause.wait()?;
+            }
+            let metadata = opened.file.metadata().map_err(|e| io_error(path, e))?;
+            let is_same = part.is_mailbox(user, metadata.dev(), metadata.ino());
+            if is_same.map_err(|e| io_error(path, e))? {
+                return Ok(Self {
+                    path: path.to_owned(),
+                    file: opened.file,
+                    opened_bytes: metadata.len(),
+                    appended_bytes: 0,
+                    is_new: opened.directory.is_some(),
+                    directory: opened.directory,
+                    _lock: Some(Lock::Parts { _lock: lock }),
+                });
+            }
+            pause.wait()?;
+        }
+    }
+
+    /// Takes a file that is open already, for appending, and its record lock; `directory` is its own, if it is open, too.
     ///
     /// # Errors
     /// [`MailboxError::Locked`] after `wait_max`, [`MailboxError::Io`]; all temporary.
@@ -146,6 +213,7 @@ impl OpenMailbox {
         path: &Path,
         file: File,
         is_new: bool,
+        directory: Option<File>,
         wait_max: Duration,
         clock: &dyn Clock,
     ) -> Result<Self, MailboxError> {
@@ -165,6 +233,7 @@ impl OpenMailbox {
             opened_bytes,
             appended_bytes: 0,
             is_new,
+            directory,
             _lock: None,
         })
     }
@@ -215,8 +284,10 @@ impl OpenMailbox {
             if !self.is_new {
                 return Ok(());
             }
-            let directory = self.path.parent().unwrap_or(Path::new("."));
-            File::open(directory)?.sync_all()
+            match &self.directory {
+                Some(directory) => directory.sync_all(),
+                None => File::open(self.path.parent().unwrap_or(Path::new(".")))?.sync_all(),
+            }
         });
         if let Err(source) = synced {
             self.cut_back(self.opened_bytes, self.appended_bytes);
@@ -296,7 +367,10 @@ impl Write for Counted<'_> {
 }
 
 /// Opens a mailbox that is there; `None` if there is none.
-fn open_existing(path: &Path, owner: MailboxOwner) -> Result<Option<File>, MailboxError> {
+pub(crate) fn open_existing(
+    path: &Path,
+    owner: MailboxOwner,
+) -> Result<Option<File>, MailboxError> {
     let metadata = match path.symlink_metadata() {
         Ok(metadata) => metadata,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -323,7 +397,7 @@ fn open_existing(path: &Path, owner: MailboxOwner) -> Result<Option<File>, Mailb
 }
 
 /// Makes a new mailbox; `None` if somebody else did so first.
-fn create(path: &Path, owner: MailboxOwner) -> Result<Option<File>, MailboxError> {
+pub(crate) fn create(path: &Path, owner: MailboxOwner) -> Result<Option<File>, MailboxError> {
     let created = OpenOptions::new()
         .read(true)
         .append(true)
@@ -375,7 +449,7 @@ fn check(path: &Path, metadata: &Metadata, owner: MailboxOwner) -> Result<(), Ma
 }
 
 /// Whether the name still leads to this file, and no other does.
-fn is_same(path: &Path, opened: &Metadata) -> bool {
+pub(crate) fn is_same(path: &Path, opened: &Metadata) -> bool {
     opened.nlink() == 1
         && path
             .symlink_metadata()
@@ -401,7 +475,7 @@ fn try_lock(file: &File) -> io::Result<bool> {
 
 /// `MAILBOX.lock`, removed when dropped.
 #[derive(Debug)]
-struct LockFile {
+pub(crate) struct LockFile {
     path: PathBuf,
     /// Device and inode, so that only our own file is removed.
     id: (u64, u64),
@@ -409,6 +483,22 @@ struct LockFile {
 
 impl LockFile {
     fn take(mailbox: &Path, pause: &mut Pause<'_>) -> Result<Self, MailboxError> {
+        loop {
+            match Self::try_take(mailbox, pause.clock)? {
+                Some(lock) => return Ok(lock),
+                None => pause.wait()?,
+            }
+        }
+    }
+
+    /// Makes the lock file of a mailbox; `None` if somebody else has it.
+    ///
+    /// # Errors
+    /// [`MailboxError::Io`].
+    pub(crate) fn try_take(
+        mailbox: &Path,
+        clock: &dyn Clock,
+    ) -> Result<Option<Self>, MailboxError> {
         let mut name = mailbox.as_os_str().to_owned();
         name.push(".lock");
         let path = PathBuf::from(name);
@@ -416,14 +506,14 @@ impl LockFile {
             match make_lock_file(&path) {
                 Ok(file) => {
                     let metadata = file.metadata().map_err(|e| io_error(&path, e))?;
-                    return Ok(Self {
+                    return Ok(Some(Self {
                         path,
                         id: (metadata.dev(), metadata.ino()),
-                    });
+                    }));
                 }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                    if !remove_stale(&path, pause.clock) {
-                        pause.wait()?;
+                    if !remove_stale(&path, clock) {
+                        return Ok(None);
                     }
                 }
                 Err(e) => return Err(io_error(&path, e)),

@@ -200,6 +200,7 @@ impl Named {
                         ),
                         form: Form::PLAIN,
                         environment: self.options.environment.clone(),
+                        part: self.mailboxes.part.clone(),
                     };
                     self.programs.run(program, attempt).await
                 }
@@ -387,6 +388,7 @@ impl Named {
         let counter = Arc::clone(&self.counter);
         let preamble = return_path(&attempt.envelope.reverse_path, &self.host_name);
         let who = run.acting.who;
+        let part = self.mailboxes.part.clone();
         tokio::task::spawn_blocking(move || {
             let place = maildir::Place {
                 mailer: &mailer,
@@ -394,6 +396,7 @@ impl Named {
                 who,
                 host_name: &host,
                 counter: &counter,
+                part: part.as_deref(),
             };
             maildir::deliver(&place, &preamble, &content, &*clock)
         })
@@ -446,6 +449,7 @@ impl Named {
                 .collect(),
             time_limit: mailer.time_limit,
             environment: self.options.environment.clone(),
+            part: self.mailboxes.part.clone(),
             preamble,
             form: Form {
                 quotes_from: mailer.has('E'),

@@ -18,6 +18,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
@@ -35,6 +36,8 @@ use super::mailbox::describe;
 use super::mbox::{Converter, Form};
 use super::{Attempt, ContentOpener};
 use crate::envelope::{Delivery, Outcome};
+use crate::privileged::wire::ProgramRequest;
+use crate::privileged::{Part, Started};
 use crate::safe_file::Who;
 use crate::status::Status;
 
@@ -68,6 +71,8 @@ pub(crate) struct Program {
     pub(crate) form: Form,
     /// Variables besides AGENT and TZ.
     pub(crate) environment: Vec<(String, OsString)>,
+    /// What runs it, if this process has not got the user's rights.
+    pub(crate) part: Option<Arc<Part>>,
 }
 
 /// Runs programs.
@@ -134,10 +139,7 @@ async fn run(program: &Program, content: &ContentOpener) -> Result<Ran, Trouble>
             .await
             .map_err(|error| Trouble::Start(io::Error::other(error)))?
             .map_err(Trouble::Start)?;
-    let mut guard = KillGroup {
-        group: running.group(),
-        is_over: false,
-    };
+    let mut guard = running.guard();
     let ours = || -> io::Result<_> {
         Ok((
             pipe::Sender::from_owned_fd(input_write.into())?,
@@ -208,10 +210,7 @@ impl Talking {
         .await
         .map_err(io::Error::other)??;
         Ok(Self {
-            guard: KillGroup {
-                group: running.group(),
-                is_over: false,
-            },
+            guard: running.guard(),
             ending: spawn_blocking(move || running.wait()),
             stream: Some(stream),
         })
@@ -279,6 +278,42 @@ impl Program {
         output: OwnedFd,
         error: Option<OwnedFd>,
     ) -> io::Result<Running> {
+        if let Some(part) = &self.part {
+            let started = part.run(self.request(), &input, &output, error.as_ref())?;
+            return Ok(Running::Parts {
+                part: Arc::clone(part),
+                started,
+            });
+        }
+        self.spawn(input, output, error).map(Running::Ours)
+    }
+
+    /// What the privileged part is asked for.
+    fn request(&self) -> ProgramRequest {
+        ProgramRequest {
+            path: self.path.clone(),
+            arguments: self.arguments.clone(),
+            who: self.who,
+            login: self.login.clone(),
+            directories: self.directories.clone(),
+            environment: self
+                .environment
+                .iter()
+                .map(|(name, value)| (name.clone(), value.to_string_lossy().into_owned()))
+                .collect(),
+        }
+    }
+
+    /// Starts it as a child of this process.
+    ///
+    /// # Errors
+    /// The system's, or no rights to become its user.
+    pub(crate) fn spawn(
+        &self,
+        input: OwnedFd,
+        output: OwnedFd,
+        error: Option<OwnedFd>,
+    ) -> io::Result<Child> {
         let (name, arguments) = self
             .arguments
             .split_first()
@@ -335,9 +370,7 @@ impl Program {
         unsafe {
             command.pre_exec(prepare)
         };
-        Ok(Running {
-            child: command.spawn()?,
-        })
+        command.spawn()
     }
 
     /// The first directory that can be entered by the user; `/` if none can.
@@ -414,13 +447,23 @@ fn lines(output: &[u8]) -> Vec<String> {
 struct KillGroup {
     group: Pid,
     is_over: bool,
+    part: Option<Arc<Part>>,
 }
 
 impl KillGroup {
     /// Kills the group; the first process is still to be waited for.
     fn kill(&self) {
-        // A group that is gone needs no killing.
-        let _ = killpg(self.group, Signal::SIGKILL);
+        match (&self.part, u32::try_from(self.group.as_raw())) {
+            (Some(part), Ok(process)) => {
+                let part = Arc::clone(part);
+                // A runtime that is gone is a daemon that is ending, whose programs the part kills itself.
+                if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                    runtime.spawn_blocking(move || part.kill(process));
+                }
+            }
+            // A group that is gone needs no killing.
+            _ => drop(killpg(self.group, Signal::SIGKILL)),
+        }
     }
 }
 
@@ -433,27 +476,63 @@ impl Drop for KillGroup {
 }
 
 /// A program under way.
-struct Running {
-    child: Child,
+enum Running {
+    Ours(Child),
+    Parts { part: Arc<Part>, started: Started },
 }
 
 impl Running {
     fn group(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
+        let process = match self {
+            Self::Ours(child) => child.id(),
+            Self::Parts { started, .. } => started.process,
+        };
+        Pid::from_raw(i32::try_from(process).unwrap_or(i32::MAX))
+    }
+
+    fn guard(&self) -> KillGroup {
+        KillGroup {
+            group: self.group(),
+            is_over: false,
+            part: match self {
+                Self::Ours(_) => None,
+                Self::Parts { part, .. } => Some(Arc::clone(part)),
+            },
+        }
     }
 
     /// Waits for its end, and kills what it leaves in its group. Blocks until then.
-    fn wait(mut self) -> io::Result<End> {
-        let group = self.group();
-        // Looked at without being taken away, so that the group's number still means this group when it is killed.
-        while let Err(nix::errno::Errno::EINTR) =
-            waitid(Id::Pid(group), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
-        {}
-        let _ = killpg(group, Signal::SIGKILL);
-        let status = self.child.wait()?;
-        Ok(match (status.code(), status.signal()) {
-            (Some(code), _) => End::Code(code),
-            (None, signal) => End::Signal(signal.unwrap_or(0)),
+    fn wait(self) -> io::Result<End> {
+        let (code, signal) = match self {
+            Self::Ours(mut child) => end_of(&mut child)?,
+            Self::Parts { part, started } => {
+                let mut waited = [rustix::event::PollFd::new(
+                    &started.end,
+                    rustix::event::PollFlags::IN,
+                )];
+                while let Err(rustix::io::Errno::INTR) = rustix::event::poll(&mut waited, None) {}
+                part.reap(started.process)?
+            }
+        };
+        Ok(match code {
+            Some(code) => End::Code(code),
+            None => End::Signal(signal.unwrap_or(0)),
         })
     }
+}
+
+/// Waits for the end of a program that leads its group, and kills what it leaves there: its exit code or its signal.
+/// Blocks until then.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn end_of(child: &mut Child) -> io::Result<(Option<i32>, Option<i32>)> {
+    let group = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
+    // Looked at without being taken away, so that the group's number still means this group when it is killed.
+    while let Err(nix::errno::Errno::EINTR) =
+        waitid(Id::Pid(group), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
+    {}
+    let _ = killpg(group, Signal::SIGKILL);
+    let status = child.wait()?;
+    Ok((status.code(), status.signal()))
 }

@@ -92,16 +92,30 @@ impl Announcement {
     /// # Errors
     /// `/dev/null` cannot be opened.
     pub fn ready(mut self) -> io::Result<()> {
-        let null: OwnedFd = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/null")?
-            .into();
-        dup2_stdin(&null)?;
-        dup2_stdout(&null)?;
-        dup2_stderr(&null)?;
+        leave_terminal()?;
         // A parent that has gone meanwhile needs no answer.
         let _ = self.pipe.write_all(&[READY]);
         Ok(())
     }
+
+    /// Lets go of the terminal and leaves it to another process to say that it is ready.
+    ///
+    /// # Errors
+    /// `/dev/null` cannot be opened.
+    pub fn leave(self) -> io::Result<()> {
+        leave_terminal()
+    }
+}
+
+/// Points the standard streams at `/dev/null`.
+fn leave_terminal() -> io::Result<()> {
+    let null: OwnedFd = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?
+        .into();
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    Ok(())
 }

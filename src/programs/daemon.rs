@@ -28,6 +28,7 @@ use super::background::{Announcement, Side, detach};
 use super::client_queue::{Absorber, hop_to, relay_to_mta};
 use super::open_spool::{OpenError, OpenSpool};
 use super::owned_queue::OwnedQueue;
+use super::privileged_part::{self, DaemonHalf, Half, Next};
 use super::run_file::{RunFile, pid_file_content};
 use super::wiring::{self, System};
 use super::{AfterPanic, end_on_panic, newaliases, queue_run};
@@ -37,10 +38,11 @@ use crate::control::selection::Selection;
 use crate::control::server::Order;
 use crate::dns::Resolver;
 use crate::maillog::{QueueId, Severity};
-use crate::route::{RelayTo, Router};
+use crate::route::{self, Notice, RelayTo, Router};
 use crate::smtpd::names::{self, ClientNames};
 use crate::smtpd::{Backend, ConnectionLimits, Listen, Server, ServerError, Settings};
 use crate::status::ExitCode;
+use crate::users::Users;
 
 /// How a daemon in the foreground ends when its journal is poisoned; nothing else ends it so.
 pub const POISONED: ExitCode = ExitCode::IoErr;
@@ -107,7 +109,7 @@ enum DaemonError {
     #[error("{0}")]
     Spool(#[from] OpenError),
     #[error("{0}")]
-    Route(#[from] crate::route::RouteError),
+    Route(#[from] route::RouteError),
     #[error("{0}")]
     Config(#[from] crate::config::ConfigError),
     #[error("{what}: {source}")]
@@ -150,12 +152,28 @@ pub fn run(config: &Config, plan: &Plan<'_>) -> ExitCode {
             }
         },
     };
-    let system = System::new(config);
+    let (announcement, half) = match divide(config, plan, announcement) {
+        Ok(Divided::Daemon(announcement, half)) => (announcement, half),
+        Ok(Divided::Ended(code, Next::End)) => return code,
+        Ok(Divided::Ended(_, Next::Restart)) => {
+            return restart(&program, plan.command_line, &System::new(config));
+        }
+        Err(error) => {
+            let system = System::new(config);
+            system
+                .maillog
+                .system_error(None, "root", &error.to_string());
+            eprintln!("sendmail: {error}");
+            return ExitCode::Config;
+        }
+    };
+    let mut system = System::new(config);
+    system.part = half.as_ref().map(|half| Arc::clone(&half.part));
     end_on_panic(
         Some(system.maillog.clone()),
         (plan.place == Place::Background).then(|| restart_after_panic(&program, plan, &system)),
     );
-    let end = match start_and_serve(config, plan, &system, announcement) {
+    let end = match start_and_serve(config, plan, &system, half.as_ref(), announcement) {
         Ok(end) => end,
         Err(error) => {
             let text = error.to_string();
@@ -167,7 +185,48 @@ pub fn run(config: &Config, plan: &Plan<'_>) -> ExitCode {
     match end {
         End::Stopped => ExitCode::Ok,
         End::Poisoned if plan.place == Place::Foreground => POISONED,
+        End::Restart | End::Poisoned if system.part.is_some() => {
+            // It has the rights to bind the ports again.
+            if let Some(part) = &system.part {
+                part.restart();
+            }
+            ExitCode::Ok
+        }
         End::Restart | End::Poisoned => restart(&program, plan.command_line, &system),
+    }
+}
+
+/// What became of this process.
+enum Divided {
+    /// It is the daemon, with or without a privileged part.
+    Daemon(Option<Announcement>, Option<DaemonHalf>),
+    /// It was the privileged part, and the daemon has ended.
+    Ended(ExitCode, Next),
+}
+
+/// Divides the process into the daemon and its privileged part, if it is to have one.
+fn divide(
+    config: &Config,
+    plan: &Plan<'_>,
+    announcement: Option<Announcement>,
+) -> io::Result<Divided> {
+    let Some(user) = privileged_part::daemon_user(config)? else {
+        return Ok(Divided::Daemon(announcement, None));
+    };
+    let users = Users::of_system();
+    // What there is to say of it, the daemon's router says.
+    let unsaid: Notice = Arc::new(|_: &str| {});
+    let default_user = route::default_user(&config.route.default_user, &users, &unsaid);
+    match privileged_part::divide(config, user, default_user, plan.command_line)? {
+        Half::Daemon(half) => Ok(Divided::Daemon(announcement, Some(half))),
+        Half::Part(half) => {
+            // The daemon says when it is ready; who waits for it is to see if it ends instead.
+            if let Some(announcement) = announcement {
+                announcement.leave()?;
+            }
+            let (code, next) = half.serve()?;
+            Ok(Divided::Ended(code, next))
+        }
     }
 }
 
@@ -221,12 +280,19 @@ fn start_and_serve(
     config: &Config,
     plan: &Plan<'_>,
     system: &System,
+    half: Option<&DaemonHalf>,
     announcement: Option<Announcement>,
 ) -> Result<End, DaemonError> {
     let server = match plan.listens {
         true => Some(bind(config, plan.place, system)?),
         false => None,
     };
+    if let Some(half) = half {
+        half.give_places(config)
+            .map_err(DaemonError::io("giving the queue to run_as_user"))?;
+        half.give_up_root()
+            .map_err(DaemonError::io("giving up root's rights"))?;
+    }
     let open = match open_when_there_is_room(config, plan.place, system) {
         Ok(open) => open,
         // A queue runner beside a daemon asks that to run the queue.
@@ -347,7 +413,7 @@ fn ask_owner_regularly(
         .enable_all()
         .build()
         .map_err(DaemonError::io("runtime"))?;
-    let _pid_file = publish_pid(config, plan)?;
+    let _pid_file = publish_pid(config, plan, system)?;
     ready(announcement)?;
     system
         .maillog
@@ -405,7 +471,7 @@ impl Daemon<'_> {
         };
         let mut ended = owned.ended();
         let mut client_ended = client.as_ref().map(OwnedQueue::ended);
-        let _pid_file = publish_pid(self.config, self.plan)?;
+        let _pid_file = publish_pid(self.config, self.plan, self.system)?;
         let _address_file = self.publish_addresses(&addresses)?;
         let (stop, stopped) = oneshot::channel::<()>();
         let smtp = server.map(|server| {
@@ -642,10 +708,17 @@ async fn wait_for_end(ended: &mut Option<watch::Receiver<bool>>) {
     }
 }
 
-fn publish_pid(config: &Config, plan: &Plan<'_>) -> Result<RunFile, DaemonError> {
+fn publish_pid(
+    config: &Config,
+    plan: &Plan<'_>,
+    system: &System,
+) -> Result<Option<RunFile>, DaemonError> {
     let path = &config.paths.pid_file;
-    RunFile::publish(path, pid_file_content(plan.command_line), 0o600)
-        .map_err(DaemonError::io(path.display().to_string()))
+    match &system.part {
+        Some(part) => part.publish_process().map(|()| None),
+        None => RunFile::publish(path, pid_file_content(plan.command_line), 0o600).map(Some),
+    }
+    .map_err(DaemonError::io(path.display().to_string()))
 }
 
 fn ready(announcement: Option<Announcement>) -> Result<(), DaemonError> {
@@ -800,7 +873,12 @@ fn restart_after_panic(program: &Path, plan: &Plan<'_>, system: &System) -> Afte
     let (program, command_line) = (program.to_owned(), plan.command_line.to_vec());
     let system = system.clone();
     Box::new(move || {
-        if pause_before_restart(&system).is_zero() {
+        if !pause_before_restart(&system).is_zero() {
+            return;
+        }
+        if let Some(part) = &system.part {
+            part.restart();
+        } else {
             // Returns only if that fails, which the log is told.
             let _ = restart(&program, &command_line, &system);
         }

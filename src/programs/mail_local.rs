@@ -248,6 +248,7 @@ impl Store {
         let options = MailboxOptions {
             directory,
             lock_wait_max: LOCK_WAIT_MAX,
+            part: None,
         };
         let mut outcome = deliver_once(
             &options,

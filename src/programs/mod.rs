@@ -13,6 +13,7 @@ pub mod mapd;
 pub mod newaliases;
 pub mod open_spool;
 pub mod owned_queue;
+pub mod privileged_part;
 pub mod queue_run;
 pub mod run_file;
 pub mod submit;

@@ -20,6 +20,7 @@ use diligence_maps::{
     Definition, MapClass, MapError, MapKind, MapSpec, PublishError, PublishOptions, SpecError,
 };
 
+use super::privileged_part;
 use super::submit::log::open_maillog;
 use super::submit::say;
 use crate::config::host::HostName;
@@ -76,6 +77,9 @@ pub fn run(config: &Config) -> ExitCode {
         let outcome = rebuild.one(spec, &local_names);
         if outcome != ExitCode::Ok {
             code = outcome;
+        } else if let Err(text) = rebuild.let_daemon_read(spec) {
+            rebuild.complain(&text);
+            code = ExitCode::OsErr;
         }
     }
     code
@@ -106,6 +110,18 @@ impl Rebuild<'_> {
     fn complain(&self, text: &str) {
         say(text);
         self.maillog.system_error(None, &self.user, text);
+    }
+
+    /// Gives a map that was built to the group of the daemon that `run_as_user` makes; nobody else can read it.
+    fn let_daemon_read(&self, spec: &str) -> Result<(), String> {
+        let daemon =
+            privileged_part::daemon_user(self.config).map_err(|error| error.to_string())?;
+        let (Some(daemon), Ok(Some(spec))) = (daemon, alias_file(spec)) else {
+            return Ok(());
+        };
+        let file = spec.file();
+        std::os::unix::fs::lchown(&file, None, Some(daemon.gid))
+            .map_err(|error| format!("{}: {}", file.display(), reason(&error)))
     }
 
     /// What has to be there before anything is rebuilt; the names of this host.

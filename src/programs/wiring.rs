@@ -25,6 +25,7 @@ use crate::deliver::{
 use crate::dns::{Resolver, ResolverOptions, SystemResolver};
 use crate::maillog::{Destination, LogSettings, Maillog, QueueId, Severity};
 use crate::netmaps::{NetMaps, NetOptions};
+use crate::privileged::Part;
 use crate::route::{Notice, RelayTo, RouteError, Router, RouterParts, Tables};
 use crate::users::Users;
 
@@ -47,6 +48,8 @@ pub struct System {
     pub users: Arc<Users>,
     /// The log.
     pub maillog: Maillog,
+    /// What has users' rights, if this process has given them up.
+    pub part: Option<Arc<Part>>,
 }
 
 impl System {
@@ -58,6 +61,7 @@ impl System {
         Self {
             maillog: maillog(config, &host, Arc::clone(&clock)),
             users: users(config),
+            part: None,
             clock,
             host,
         }
@@ -96,14 +100,21 @@ pub fn router(config: &Config, system: &System) -> Result<Router, RouteError> {
     let notice: Notice = Arc::new(move |text: &str| {
         log.write(Severity::Warning, 0, QueueId::None, text);
     });
-    Router::new(RouterParts::new(
+    let router = Router::new(RouterParts::new(
         &config.route,
         system.host.clone(),
         interface_addresses(),
         Arc::clone(&system.users),
         notice,
         map_opener(config),
-    )?)
+    )?)?;
+    Ok(match &system.part {
+        Some(part) => {
+            let part = Arc::clone(part);
+            router.reading_as(Arc::new(move |request| part.read(request)))
+        }
+        None => router,
+    })
 }
 
 /// What opens the map classes that are not the maps crate's own.
@@ -182,6 +193,7 @@ pub fn mailers(
         mailboxes: MailboxOptions {
             directory: config.paths.mailbox_directory.clone(),
             lock_wait_max: MAILBOX_LOCK_WAIT_MAX,
+            part: system.part.clone(),
         },
         named: NamedOptions {
             smrsh_directory: smrsh_directory(config),

@@ -336,7 +336,8 @@ impl Router {
 }
 
 /// The ids of `USER[:GROUP]`, by names or numbers; Sendmail's own default, 1:1, if there is no such user.
-fn default_user(text: &str, users: &Users, notice: &Notice) -> Who {
+#[must_use]
+pub fn default_user(text: &str, users: &Users, notice: &Notice) -> Who {
     const FALLBACK: Who = Who { uid: 1, gid: 1 };
     let (user, group) = match text.split_once([':', '.']) {
         Some((user, group)) => (user.trim(), Some(group.trim())),

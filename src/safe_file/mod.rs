@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::fs::{FileType, Mode, OFlags};
+use serde::{Deserialize, Serialize};
 
 use crate::status::Verdict;
 use walk::{Step, Walk};
@@ -32,7 +33,7 @@ const NULL_DEVICE: &str = "/dev/null";
 const GROUPS_MAX: usize = 4096;
 
 /// Whose rights count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Who {
     /// Numeric user id.
     pub uid: u32,
@@ -152,7 +153,7 @@ fn words(error: &io::Error) -> String {
 }
 
 /// What an operator lets pass that is refused otherwise: the names of Sendmail's DontBlameSendmail, for one kind of file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Lenience {
     /// `GroupWritableForwardFile`, `GroupWritableIncludeFile`.
     pub group_writable_file: bool,
@@ -174,7 +175,7 @@ pub struct Lenience {
 }
 
 /// What a file is read as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
     /// A user's `.forward`: it must be that user's or root's.
     Forward,

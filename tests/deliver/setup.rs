@@ -22,6 +22,7 @@ pub(crate) fn options(directory: &Path) -> DeliverOptions {
         mailboxes: MailboxOptions {
             directory: directory.to_owned(),
             lock_wait_max: Duration::from_millis(50),
+            part: None,
         },
         named: NamedOptions {
             default_user: own_ids(),

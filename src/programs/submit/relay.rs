@@ -66,6 +66,7 @@ impl Relay {
             mailboxes: MailboxOptions {
                 directory: config.paths.mailbox_directory.clone(),
                 lock_wait_max: IDLE_MAX,
+                part: None,
             },
             named: NamedOptions::default(),
             smtp: smtp_options(config, host),
