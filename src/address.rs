@@ -4,6 +4,8 @@
 //! are looked up without case. Limits: [`LOCAL_PART_BYTES_MAX`], [`DOMAIN_BYTES_MAX`], [`PATH_BYTES_MAX`].
 //! Sizes follow Sendmail, which is more generous than the RFC's minimum for local parts.
 
+pub mod list;
+
 use std::fmt;
 
 /// Longest local part taken, in bytes (RFC 5321 4.5.3.1.1 asks for at least 64).

@@ -1,15 +1,19 @@
-//! virtusertable and mailertable: what Sendmail 8.17 answers for the same tables (transcript 51).
+//! Routing tables, hubs and masquerading: what Sendmail 8.17 answers for the same tables (transcript 51).
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
 use std::sync::Arc;
 
+use std::io::{Cursor, Read};
+
 use diligence::address::{Address, ReversePath};
-use diligence::config::RouteOptions;
 use diligence::config::host::HostName;
+use diligence::config::{
+    ClassOptions, MasqueradeOptions, MasqueradeScope, RouteOptions, SentOnOptions,
+};
 use diligence::envelope::Recipient;
-use diligence::route::{Client, Hop, NameLookup, Route, Router, RouterParts, Table, Tables, Taken};
+use diligence::route::{Client, Handover, Hop, NameLookup, Route, Router, RouterParts, Table, Tables, Taken};
 use diligence::users::Users;
 
 const PASSWD: &str = "\
@@ -52,19 +56,23 @@ const MAILERS: &[(&str, &str)] = &[
 ];
 
 struct Standing {
-    router: Router,
+    router: Arc<Router>,
     _folder: tempfile::TempDir,
 }
 
 impl std::ops::Deref for Standing {
-    type Target = Router;
+    type Target = Arc<Router>;
 
-    fn deref(&self) -> &Router {
+    fn deref(&self) -> &Arc<Router> {
         &self.router
     }
 }
 
 fn router(tables: Tables) -> Standing {
+    router_with(tables, |_| {})
+}
+
+fn router_with(tables: Tables, set: impl FnOnce(&mut RouteOptions)) -> Standing {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     fs::write(path("passwd"), PASSWD).unwrap();
@@ -74,15 +82,17 @@ fn router(tables: Tables) -> Standing {
     )
     .unwrap();
     fs::write(path("virtual-domains"), "only.test\n").unwrap();
+    let mut options = RouteOptions {
+        local_host_names: path("local-host-names"),
+        relay_domains: path("relay-domains"),
+        virtuser_domain_file: Some(path("virtual-domains")),
+        remote: diligence::config::Remote::Allowed,
+        max_alias_recursion: 10,
+        ..RouteOptions::default()
+    };
+    set(&mut options);
     let parts = RouterParts {
-        options: RouteOptions {
-            local_host_names: path("local-host-names"),
-            relay_domains: path("relay-domains"),
-            virtuser_domain_file: Some(path("virtual-domains")),
-            remote: diligence::config::Remote::Allowed,
-            max_alias_recursion: 10,
-            ..RouteOptions::default()
-        },
+        options,
         host: HostName {
             full: "gold.example.test".into(),
             aliases: vec![],
@@ -95,7 +105,7 @@ fn router(tables: Tables) -> Standing {
         notice: Arc::new(|_: &str| {}),
     };
     Standing {
-        router: Router::new(parts).unwrap(),
+        router: Arc::new(Router::new(parts).unwrap()),
         _folder: folder,
     }
 }
@@ -104,6 +114,7 @@ fn usual() -> Standing {
     router(Tables {
         virtual_users: Some(Table::fixed("virtusertable", VIRTUAL)),
         mailers: Some(Table::fixed("mailertable", MAILERS)),
+        ..Tables::default()
     })
 }
 
@@ -236,6 +247,10 @@ fn domains_leave_by_the_mailers_of_the_mailertable() {
         matches!(resolve(&router, "u@disc.test"), Route::Mailer { mailer, .. } if mailer == "discard")
     );
     for (address, line) in [
+        (
+            "u@localu.test",
+            "deliverable: mailer local, host u@localu.test, user bob",
+        ),
         ("u@err.test", "no such domain here"),
         ("u@err2.test", "Custom text"),
         ("u@err3.test", "Deferred: later"),
@@ -263,6 +278,7 @@ fn a_table_that_does_not_answer_defers_and_lets_nobody_through() {
     let router = router(Tables {
         virtual_users: broken("virtusertable"),
         mailers: broken("mailertable"),
+        ..Tables::default()
     });
     for address in ["alice@virt.test", "u@ok.test"] {
         match resolve(&router, address) {
@@ -273,4 +289,367 @@ fn a_table_that_does_not_answer_defers_and_lets_nobody_through() {
     let reply = answer(&router, "alice@virt.test");
     assert!(reply.starts_with("451 4.3.0"), "{reply}");
     assert!(answer(&router, "u@ok.test").starts_with("550 5.7.1"));
+}
+
+/// The lines of `-bv` are these.
+fn assert_verified(router: &Router, cases: &[(&str, &str)]) {
+    for (address, line) in cases {
+        let (lines, _) = router.verify_lines(address, false);
+        assert_eq!(lines, [format!("{address}... {line}")]);
+    }
+}
+
+#[test]
+fn domains_of_the_domaintable_are_others() {
+    let router = router(Tables {
+        domains: Some(Table::fixed(
+            "domaintable",
+            &[("old.test", "ok.test"), ("older.test", "gold.example.test")],
+        )),
+        ..Tables::default()
+    });
+    assert_verified(
+        &router,
+        &[
+            (
+                "u@old.test",
+                "deliverable: mailer esmtp, host ok.test, user u@ok.test",
+            ),
+            ("alice@older.test", "deliverable: mailer local, user alice"),
+        ],
+    );
+    assert_eq!(answer(&router, "alice@older.test"), "ok");
+    assert_eq!(
+        answer(&router, "nosuch@older.test"),
+        "550 5.1.1 <nosuch@older.test>... User unknown"
+    );
+    assert!(answer(&router, "u@old.test").starts_with("550 5.7.1"));
+    assert_eq!(
+        handed(
+            &router,
+            "To: u@old.test, x@y.test\r\n\r\nu@old.test",
+            Handover::Away
+        ),
+        "To: u@ok.test, x@y.test\r\n\r\nu@old.test"
+    );
+}
+
+#[test]
+fn names_that_nobody_has_go_to_the_luser_relay() {
+    let with = |value: &str| {
+        let value = value.to_owned();
+        router_with(Tables::default(), |options| {
+            options.sent_on.luser_relay = Some(value);
+        })
+    };
+    let router = with("local:carol");
+    assert_verified(
+        &router,
+        &[
+            (
+                "nosuch",
+                "deliverable: mailer local, host nosuch, user carol",
+            ),
+            ("alice", "deliverable: mailer local, user alice"),
+        ],
+    );
+    assert_eq!(answer(&router, "nosuch@gold.example.test"), "ok");
+    assert!(matches!(resolve(&router, "nosuch@gold.example.test"),
+        Route::Local { user, .. } if user == "carol"));
+    let router = with("relay:mx.ok.test");
+    assert_verified(
+        &router,
+        &[(
+            "nosuch",
+            "deliverable: mailer relay, host mx.ok.test, user nosuch@mx.ok.test",
+        )],
+    );
+    let router = with("error:5.1.1:550 No such user");
+    assert_eq!(
+        answer(&router, "nosuch@gold.example.test"),
+        "550 5.1.1 <nosuch@gold.example.test>... User unknown"
+    );
+    assert!(
+        matches!(resolve(&router, "nosuch"), Route::Failed { text, .. } if text == "No such user")
+    );
+}
+
+#[test]
+fn names_of_this_host_go_to_its_hub_after_aliases_or_before() {
+    let with = |sent_on: SentOnOptions| {
+        router_with(Tables::default(), |options| options.sent_on = sent_on)
+    };
+    let hub = || SentOnOptions {
+        mail_hub: Some("hub.test".into()),
+        local_relay: Some("esmtp:[127.0.0.21]".into()),
+        local_user: vec!["bob".into()],
+        ..SentOnOptions::default()
+    };
+    let hubbed = "deliverable: mailer relay, host hub.test, user";
+    let router = with(hub());
+    assert_verified(
+        &router,
+        &[
+            ("alice", &format!("{hubbed} alice@hub.test")),
+            (
+                "nosuch@gold.example.test",
+                &format!("{hubbed} nosuch@hub.test"),
+            ),
+            ("bob", "deliverable: mailer local, user bob"),
+            ("\\alice", "deliverable: mailer local, user \\alice"),
+        ],
+    );
+    assert_eq!(answer(&router, "nosuch@gold.example.test"), "ok");
+    let Route::Expand { children, .. } = resolve(&router, "info") else {
+        panic!("info");
+    };
+    assert_eq!(children.len(), 2);
+    let router = with(SentOnOptions {
+        stickyhost: true,
+        ..hub()
+    });
+    assert_verified(
+        &router,
+        &[
+            (
+                "info@gold.example.test",
+                &format!("{hubbed} info@gold.example.test"),
+            ),
+            (
+                "bob@gold.example.test",
+                "deliverable: mailer local, user bob",
+            ),
+        ],
+    );
+    assert!(matches!(resolve(&router, "info@gold.example.test"),
+        Route::Smtp { address, .. } if address == "info@gold.example.test"));
+    // Without a hub only names without a domain leave, and one's own host is no hub.
+    let router = with(SentOnOptions {
+        stickyhost: true,
+        mail_hub: None,
+        ..hub()
+    });
+    assert!(matches!(resolve(&router, "alice"),
+        Route::Smtp { is_relay: false, address, .. } if address == "alice@[127.0.0.21]"));
+    assert!(matches!(
+        resolve(&router, "alice@gold.example.test"),
+        Route::Local { .. }
+    ));
+    let router = with(SentOnOptions {
+        mail_hub: Some("relay:GOLD.example.test".into()),
+        ..SentOnOptions::default()
+    });
+    assert!(matches!(resolve(&router, "alice"), Route::Local { .. }));
+}
+
+#[test]
+fn who_has_moved_is_told_of() {
+    let router = router_with(Tables::default(), |options| options.redirect = true);
+    assert_verified(
+        &router,
+        &[(
+            "bob@new.test.REDIRECT",
+            "User has moved; please try <bob@new.test>",
+        )],
+    );
+    assert!(matches!(resolve(&router, "bob@new.test.redirect"),
+        Route::Failed { text, .. } if text == "User has moved; please try <bob@new.test>"));
+}
+
+/// A content as it is handed over, read by pieces of a few bytes.
+fn handed(router: &Arc<Router>, content: &str, to: Handover) -> String {
+    let mut whole = String::new();
+    for size in [1, 7, 64 * 1024] {
+        let mut reader = router.rewritten(Box::new(Cursor::new(content.to_owned())), to);
+        let (mut out, mut piece) = (Vec::new(), vec![0; size]);
+        loop {
+            match reader.read(&mut piece).unwrap() {
+                0 => break,
+                count => out.extend_from_slice(&piece[..count]),
+            }
+        }
+        let text = String::from_utf8(out).unwrap();
+        assert!(whole.is_empty() || whole == text);
+        whole = text;
+    }
+    whole
+}
+
+fn shown(router: &Router, sender: &str, to: Handover) -> String {
+    let path = ReversePath::Mailbox(Address::parse(sender).unwrap());
+    router.envelope_sender(&path, to).unwrap().to_string()
+}
+
+fn masquerading(set: impl FnOnce(&mut MasqueradeOptions)) -> Standing {
+    router_with(Tables::default(), |options| {
+        options.masquerade.masquerade_as = Some("corp.test".into());
+        set(&mut options.masquerade);
+    })
+}
+
+#[test]
+fn senders_are_masqueraded_as_sendmail_does() {
+    let plain = masquerading(|_| {});
+    let before = "From: alice\r\nSender: root@gold.example.test\r\nReply-To: A <alice@GOLD.example.test>,\r\n\tb@host.example.test\r\n\
+        To: alice, bob@gold.example.test\r\nSubject: alice@gold.example.test\r\n\r\nFrom: alice\r\n";
+    let after = "From: alice@corp.test\r\nSender: root@corp.test\r\nReply-To: A <alice@corp.test>,\r\n\tb@host.example.test\r\n\
+        To: alice@gold.example.test, bob@gold.example.test\r\nSubject: alice@gold.example.test\r\n\r\nFrom: alice\r\n";
+    for to in [Handover::Away, Handover::Here] {
+        assert_eq!(handed(&plain, before, to), after);
+        assert_eq!(
+            shown(&plain, "alice@gold.example.test", to),
+            "<alice@gold.example.test>"
+        );
+    }
+    let scoped = |scope: MasqueradeScope| masquerading(|options| options.scope = scope);
+    let from = |router: &Arc<Router>, text: &str| {
+        let text = handed(router, &format!("From: {text}\n\n"), Handover::Away);
+        text.trim_end().trim_start_matches("From: ").to_owned()
+    };
+    let all = scoped(MasqueradeScope {
+        allmasquerade: true,
+        masquerade_envelope: true,
+        local_no_masquerade: true,
+        ..MasqueradeScope::default()
+    });
+    let to = "Cc: bob\r\n\r\n";
+    assert_eq!(
+        handed(&all, to, Handover::Away),
+        "Cc: bob@corp.test\r\n\r\n"
+    );
+    assert_eq!(
+        handed(&all, "From: bob\r\n\r\n", Handover::Here),
+        "From: bob@gold.example.test\r\n\r\n"
+    );
+    let own = "alice@gold.example.test";
+    assert_eq!(shown(&all, own, Handover::Away), "<alice@corp.test>");
+    assert_eq!(shown(&all, own, Handover::Here), format!("<{own}>"));
+    assert_eq!(
+        all.envelope_sender(&ReversePath::Null, Handover::Away)
+            .unwrap(),
+        ReversePath::Null
+    );
+    // Classes M, N and E.
+    let class = |word: &str| ClassOptions {
+        words: vec![word.into()],
+        file: None,
+    };
+    let classes = |scope: MasqueradeScope| {
+        masquerading(|options| {
+            options.domains = class("sub.test");
+            options.exceptions = class("virt.test");
+            options.exposed_users = class("root");
+            options.scope = scope;
+        })
+    };
+    let router = classes(MasqueradeScope::default());
+    for (given, wanted) in [
+        ("u@sub.test", "u@corp.test"),
+        ("u@a.sub.test", "u@a.sub.test"),
+        ("u@virt.test", "u@virt.test"),
+        ("u@virt2.test", "u@corp.test"),
+        ("root", "root@gold.example.test"),
+        ("root@gold.example.test", "root@gold.example.test"),
+        ("root@else.test", "root@else.test"),
+    ] {
+        assert_eq!(from(&router, given), wanted, "{given}");
+    }
+    let router = classes(MasqueradeScope {
+        masquerade_entire_domain: true,
+        limited_masquerade: true,
+        ..MasqueradeScope::default()
+    });
+    for (given, wanted) in [
+        ("u@a.sub.test", "u@corp.test"),
+        ("u@gold.example.test", "u@gold.example.test"),
+        ("u", "u@corp.test"),
+    ] {
+        assert_eq!(from(&router, given), wanted, "{given}");
+    }
+}
+
+#[test]
+fn the_genericstable_names_users_as_others_see_them() {
+    let tables = Tables {
+        generics: Some(Table::fixed(
+            "genericstable",
+            &[
+                ("alice", "Alice.Liddell@corp.test"),
+                ("bob@gen.test", "robert@gen.test"),
+                ("carol", "caroline"),
+                ("dave+*@gen.test", "dave-%1@gen.test"),
+                ("@all.test", "%1@corp.test"),
+            ],
+        )),
+        ..Tables::default()
+    };
+    let router = router_with(tables, |options| {
+        let words = vec!["gen.test".into(), "all.test".into()];
+        options.masquerade.generics_domains = ClassOptions { words, file: None };
+    });
+    for (given, wanted) in [
+        ("alice", "Alice.Liddell@corp.test"),
+        ("alice@gen.test", "Alice.Liddell@corp.test"),
+        // Of this host, but not of class G.
+        ("alice@gold.example.test", "alice@gold.example.test"),
+        ("bob@gen.test", "robert@gen.test"),
+        ("bob", "bob@gold.example.test"),
+        ("carol", "caroline@gold.example.test"),
+        ("dave+x@gen.test", "dave-x@gen.test"),
+        ("erin@all.test", "erin@corp.test"),
+        ("alice@a.gen.test", "alice@a.gen.test"),
+    ] {
+        let text = handed(&router, &format!("From: {given}\r\n\r\n"), Handover::Away);
+        assert_eq!(text, format!("From: {wanted}\r\n\r\n"));
+    }
+}
+
+#[test]
+fn content_stays_byte_for_byte_where_nothing_is_to_change() {
+    let router = masquerading(|_| {});
+    let long = format!(
+        "From: {}\r\n\r\n",
+        "x".repeat(diligence::route::FIELD_BYTES_MAX * 2)
+    );
+    for content in [
+        "",
+        "\r\n",
+        "no header at all",
+        "From: a@b\r\n",
+        "From: a@b",
+        "From a@gold.example.test Mon\r\nFrom: a@b\r\n\r\n",
+        "From:\r\n <a@b>,\n\t(c) d@e\n\nFrom: alice\n",
+        "X: y\r\nnot a field\r\nFrom: alice\r\n",
+        &long,
+    ] {
+        assert_eq!(handed(&router, content, Handover::Away), content);
+    }
+}
+
+#[test]
+fn trouble_with_a_table_of_addresses_is_an_error_of_the_content() {
+    let broken = || Some(Table::new("broken", |_| Err("damaged map".into())));
+    for tables in [
+        Tables {
+            generics: broken(),
+            ..Tables::default()
+        },
+        Tables {
+            domains: broken(),
+            ..Tables::default()
+        },
+    ] {
+        let router = router_with(tables, |options| {
+            options.masquerade.scope.masquerade_envelope = true;
+            options.masquerade.generics_domains.words = vec!["gold.example.test".into()];
+        });
+        let mut content = router.rewritten(
+            Box::new(Cursor::new("From: a@gold.example.test\r\n\r\n")),
+            Handover::Away,
+        );
+        let error = content.read_to_end(&mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("damaged map"), "{error}");
+        let path = ReversePath::Mailbox(Address::parse("a@gold.example.test").unwrap());
+        assert!(router.envelope_sender(&path, Handover::Away).is_err());
+    }
 }

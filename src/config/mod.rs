@@ -41,9 +41,10 @@ pub use error::{ConfigError, Place};
 pub use modes::{DeliveryMode, ErrorMode, Privacy, PrivacyOptions, Remote, SpoolFileSystem};
 pub use overrides::Override;
 pub use sections::{
-    ClientTimeouts, DeliverOptions, HostOptions, LogOptions, MapdOptions, Paths, QueueOptions,
-    ResolverOptions, RetryOptions, RouteOptions, ServerTimeouts, SmtpdLimits, SmtpdOptions,
-    SpoolSettings, SubmitOptions,
+    ClassOptions, ClientTimeouts, DeliverOptions, HostOptions, LogOptions, MapdOptions,
+    MasqueradeOptions, MasqueradeScope, Paths, QueueOptions, ResolverOptions, RetryOptions,
+    RouteOptions, SentOnOptions, ServerTimeouts, SmtpdLimits, SmtpdOptions, SpoolSettings,
+    SubmitOptions,
 };
 pub use size::ByteSize;
 

@@ -381,6 +381,184 @@ pub static OPTIONS: &[OptionDef] = &[
         "Domains of other hosts to MAILER:HOST, as FEATURE(mailertable).",
     ),
     OptionDef::new(
+        "virtuser_domain",
+        "",
+        Access::Words(|c| &mut c.route.virtuser_domain),
+        "Domains that only the virtusertable knows (VIRTUSER_DOMAIN).",
+    ),
+    OptionDef::new(
+        "virtuser_entire_domain",
+        "false",
+        Access::Flag(|c| &mut c.route.virtuser_entire_domain),
+        "Whether what is below those domains is virtual, too.",
+    ),
+    OptionDef::new(
+        "domaintable",
+        "",
+        Access::Map(|c| &mut c.route.domaintable),
+        "Domains to others, in the envelope and in headers, as FEATURE(domaintable).",
+    ),
+    OptionDef::new(
+        "redirect",
+        "false",
+        Access::Flag(|c| &mut c.route.redirect),
+        "Whether mail for USER@DOMAIN.REDIRECT is answered that the user is now USER@DOMAIN.",
+    ),
+    OptionDef::new(
+        "luser_relay",
+        "",
+        Access::Form {
+            form: "[MAILER:]HOST, local:USER or error:..; empty for none",
+            set: |c, text| {
+                c.route.sent_on.luser_relay = triple_or_none(text)?;
+                Ok(())
+            },
+            show: |c| c.route.sent_on.luser_relay.clone().unwrap_or_default(),
+        },
+        "Where mail for names of this host goes that nobody has (LUSER_RELAY).",
+    ),
+    OptionDef::new(
+        "mail_hub",
+        "",
+        Access::Form {
+            form: "[MAILER:]HOST; empty for none",
+            set: |c, text| {
+                c.route.sent_on.mail_hub = triple_or_none(text)?;
+                Ok(())
+            },
+            show: |c| c.route.sent_on.mail_hub.clone().unwrap_or_default(),
+        },
+        "Where mail for names of this host that are no aliases goes (MAIL_HUB).",
+    ),
+    OptionDef::new(
+        "local_relay",
+        "",
+        Access::Form {
+            form: "[MAILER:]HOST; empty for none",
+            set: |c, text| {
+                c.route.sent_on.local_relay = triple_or_none(text)?;
+                Ok(())
+            },
+            show: |c| c.route.sent_on.local_relay.clone().unwrap_or_default(),
+        },
+        "The same if there is no mail_hub (LOCAL_RELAY).",
+    ),
+    OptionDef::new(
+        "stickyhost",
+        "false",
+        Access::Flag(|c| &mut c.route.sent_on.stickyhost),
+        "Whether USER@DOMAIN of this host goes to mail_hub with its domain, and never to local_relay.",
+    ),
+    OptionDef::new(
+        "local_user",
+        "",
+        Access::Words(|c| &mut c.route.sent_on.local_user),
+        "Names that neither mail_hub nor local_relay gets (LOCAL_USER).",
+    ),
+    OptionDef::new(
+        "masquerade_as",
+        "",
+        Access::Form {
+            form: "domain name, empty for none",
+            set: |c, text| {
+                c.route.masquerade.masquerade_as = domain_or_none(text)?;
+                Ok(())
+            },
+            show: |c| c.route.masquerade.masquerade_as.clone().unwrap_or_default(),
+        },
+        "The domain that others see instead of this host's names (MASQUERADE_AS).",
+    ),
+    OptionDef::new(
+        "masquerade_domain",
+        "",
+        Access::Words(|c| &mut c.route.masquerade.domains.words),
+        "Further domains that masquerade_as is shown for (MASQUERADE_DOMAIN).",
+    ),
+    OptionDef::new(
+        "masquerade_domain_file",
+        "",
+        Access::PathOrNone(|c| &mut c.route.masquerade.domains.file),
+        "A file with such domains, one a line (MASQUERADE_DOMAIN_FILE).",
+    ),
+    OptionDef::new(
+        "masquerade_exception",
+        "",
+        Access::Words(|c| &mut c.route.masquerade.exceptions.words),
+        "Domains that are never replaced, and what is below them (MASQUERADE_EXCEPTION).",
+    ),
+    OptionDef::new(
+        "masquerade_exception_file",
+        "",
+        Access::PathOrNone(|c| &mut c.route.masquerade.exceptions.file),
+        "A file with such domains, one a line (MASQUERADE_EXCEPTION_FILE).",
+    ),
+    OptionDef::new(
+        "exposed_user",
+        "",
+        Access::Words(|c| &mut c.route.masquerade.exposed_users.words),
+        "Users whose host is shown nevertheless (EXPOSED_USER).",
+    ),
+    OptionDef::new(
+        "exposed_user_file",
+        "",
+        Access::PathOrNone(|c| &mut c.route.masquerade.exposed_users.file),
+        "A file with such users, one a line (EXPOSED_USER_FILE).",
+    ),
+    OptionDef::new(
+        "masquerade_entire_domain",
+        "false",
+        Access::Flag(|c| &mut c.route.masquerade.scope.masquerade_entire_domain),
+        "Whether what is below the domains of masquerade_domain is masqueraded, too.",
+    ),
+    OptionDef::new(
+        "masquerade_envelope",
+        "false",
+        Access::Flag(|c| &mut c.route.masquerade.scope.masquerade_envelope),
+        "Whether envelope senders are rewritten, too, by masquerade_as and genericstable.",
+    ),
+    OptionDef::new(
+        "allmasquerade",
+        "false",
+        Access::Flag(|c| &mut c.route.masquerade.scope.allmasquerade),
+        "Whether recipients in headers are rewritten, too.",
+    ),
+    OptionDef::new(
+        "limited_masquerade",
+        "false",
+        Access::Flag(|c| &mut c.route.masquerade.scope.limited_masquerade),
+        "Whether this host's own names are kept unless masquerade_domain has them.",
+    ),
+    OptionDef::new(
+        "local_no_masquerade",
+        "false",
+        Access::Flag(|c| &mut c.route.masquerade.scope.local_no_masquerade),
+        "Whether mail delivered on this host is left as it is.",
+    ),
+    OptionDef::new(
+        "genericstable",
+        "",
+        Access::Map(|c| &mut c.route.masquerade.genericstable),
+        "Users of this host to the addresses that others see, as FEATURE(genericstable).",
+    ),
+    OptionDef::new(
+        "generics_domain",
+        "",
+        Access::Words(|c| &mut c.route.masquerade.generics_domains.words),
+        "Domains whose addresses genericstable is asked for (GENERICS_DOMAIN).",
+    ),
+    OptionDef::new(
+        "generics_domain_file",
+        "",
+        Access::PathOrNone(|c| &mut c.route.masquerade.generics_domains.file),
+        "A file with such domains, one a line (GENERICS_DOMAIN_FILE).",
+    ),
+    OptionDef::new(
+        "generics_entire_domain",
+        "false",
+        Access::Flag(|c| &mut c.route.masquerade.scope.generics_entire_domain),
+        "Whether genericstable is asked for what is below those domains, too.",
+    ),
+    OptionDef::new(
         "relay_domains",
         "/etc/mail/relay-domains",
         Access::Path(|c| &mut c.route.relay_domains),
@@ -1369,6 +1547,18 @@ fn host_or_none(text: &str) -> Result<Option<HostPort>, String> {
     match text.trim() {
         "" => Ok(None),
         host => HostPort::parse(host).map(Some),
+    }
+}
+
+fn triple_or_none(text: &str) -> Result<Option<String>, String> {
+    let text = text.trim();
+    match text.split_once(':') {
+        _ if text.is_empty() => Ok(None),
+        Some((mailer, _)) if mailer.eq_ignore_ascii_case("error") => Ok(Some(text.to_owned())),
+        _ if text.contains(char::is_whitespace) || text.ends_with('@') => {
+            Err(format!("`{text}' is not [MAILER:]HOST"))
+        }
+        _ => Ok(Some(text.to_owned())),
     }
 }
 

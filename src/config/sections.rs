@@ -65,6 +65,18 @@ pub struct RouteOptions {
     pub virtuser_domain_file: Option<PathBuf>,
     /// The mailertable's specification.
     pub mailertable: Option<String>,
+    /// Class `VirtHost`, too.
+    pub virtuser_domain: Vec<String>,
+    /// Whether what is below those domains is virtual as well.
+    pub virtuser_entire_domain: bool,
+    /// The domaintable's specification.
+    pub domaintable: Option<String>,
+    /// Names of this host that are not delivered here.
+    pub sent_on: SentOnOptions,
+    /// Whether addresses at `DOMAIN.REDIRECT` are answered with where their users went.
+    pub redirect: bool,
+    /// How senders and headers are rewritten.
+    pub masquerade: MasqueradeOptions,
     /// Names of mailers that are defined.
     pub mailers: Vec<String>,
     /// Class `R`: domains that may be relayed to and from. May be missing.
@@ -90,6 +102,66 @@ pub struct RouteOptions {
     pub max_alias_recursion: u32,
     /// How many hops (`Received:`) a message may have made.
     pub max_hop_count: u32,
+}
+
+/// Where names of this host go that are not delivered here: `[MAILER:]HOST`, `local:USER`, `error:..`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SentOnOptions {
+    /// Names that nobody has (LUSER_RELAY).
+    pub luser_relay: Option<String>,
+    /// All names (MAIL_HUB).
+    pub mail_hub: Option<String>,
+    /// All names, if there is no hub (LOCAL_RELAY).
+    pub local_relay: Option<String>,
+    /// Whether a name with a domain of this host goes to the hub as it is, and never to the local relay.
+    pub stickyhost: bool,
+    /// Class `L`: names that are delivered here all the same (LOCAL_USER).
+    pub local_user: Vec<String>,
+}
+
+/// Words of a class, and the file that holds more of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ClassOptions {
+    /// Those of the configuration.
+    pub words: Vec<String>,
+    /// The file, one word a line; may be missing.
+    pub file: Option<PathBuf>,
+}
+
+/// Masquerading and the genericstable: what others see instead of names of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MasqueradeOptions {
+    /// The domain shown instead (MASQUERADE_AS).
+    pub masquerade_as: Option<String>,
+    /// Class `M`: further domains it is shown for.
+    pub domains: ClassOptions,
+    /// Class `N`: domains that are never replaced.
+    pub exceptions: ClassOptions,
+    /// Class `E`: users whose host stays to be seen.
+    pub exposed_users: ClassOptions,
+    /// The genericstable's specification.
+    pub genericstable: Option<String>,
+    /// Class `G`: domains whose addresses the genericstable is asked for.
+    pub generics_domains: ClassOptions,
+    /// Where and how far it goes.
+    pub scope: MasqueradeScope,
+}
+
+/// Which addresses are rewritten: the FEATUREs of these names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MasqueradeScope {
+    /// What is below the domains of class `M`, too.
+    pub masquerade_entire_domain: bool,
+    /// Envelope senders, too.
+    pub masquerade_envelope: bool,
+    /// Recipients in headers, too.
+    pub allmasquerade: bool,
+    /// The domains of class `M` alone, not this host's own.
+    pub limited_masquerade: bool,
+    /// Not in mail that is delivered on this host.
+    pub local_no_masquerade: bool,
+    /// What is below the domains of class `G`, too.
+    pub generics_entire_domain: bool,
 }
 
 /// The server of maps for other programs.

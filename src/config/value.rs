@@ -104,6 +104,10 @@ pub(super) enum Access {
     Text(fn(&mut Config) -> &mut String),
     /// Text; empty for none.
     TextOrNone(fn(&mut Config) -> &mut Option<String>),
+    /// A map specification; empty for none.
+    Map(fn(&mut Config) -> &mut Option<String>),
+    /// Words without blanks, such as names and domains.
+    Words(fn(&mut Config) -> &mut Vec<String>),
     /// One of a few words, or a form with its own reader.
     Form {
         form: &'static str,
@@ -201,6 +205,18 @@ impl Access {
                 let text = given.plain_text()?;
                 *field(config) = (!text.is_empty()).then_some(text);
             }
+            Self::Map(field) => {
+                let text = given.plain_text()?;
+                let spec = match text.trim() {
+                    "" => None,
+                    spec => Some(config.place_map(spec)?),
+                };
+                *field(config) = spec;
+            }
+            Self::Words(field) => {
+                field(config).clear();
+                self.append(config, given)?;
+            }
             Self::Form { set, .. } => set(config, &given.text()?)?,
             Self::Several {
                 separator,
@@ -227,6 +243,24 @@ impl Access {
 
     /// Appends to a list option; sets any other.
     pub(super) fn append(&self, config: &mut Config, given: &Given) -> Result<(), String> {
+        if let Self::Words(field) = self {
+            let texts = match given {
+                Given::List(texts) => texts.clone(),
+                other => vec![other.text()?],
+            };
+            let split = |c: char| c == ',' || c.is_whitespace();
+            for word in texts.iter().flat_map(|text| text.split(split)) {
+                if word.is_empty() {
+                    continue;
+                }
+                Given::Text(word.to_owned()).text()?;
+                if field(config).len() >= LIST_LEN_MAX {
+                    return Err(format!("has more than {LIST_LEN_MAX} values"));
+                }
+                field(config).push(word.to_owned());
+            }
+            return Ok(());
+        }
         let Self::Several { separator, add, .. } = self else {
             return self.set(config, given);
         };
@@ -287,6 +321,8 @@ impl Access {
             Self::Flag(field) => Shown::Bare(field(copy).to_string()),
             Self::Text(field) => Shown::Text(field(copy).clone()),
             Self::TextOrNone(field) => Shown::Text(field(copy).clone().unwrap_or_default()),
+            Self::Map(field) => Shown::Text(field(copy).clone().unwrap_or_default()),
+            Self::Words(field) => Shown::List(field(copy).clone()),
             Self::Form { show, .. } => Shown::Text(show(config)),
             Self::Several { show, .. } => Shown::List(show(config)),
         }
@@ -317,6 +353,8 @@ impl Access {
             Self::Flag(_) => "true or false".to_owned(),
             Self::Text(_) => "text".to_owned(),
             Self::TextOrNone(_) => "text, empty for none".to_owned(),
+            Self::Map(_) => "map specification, empty for none".to_owned(),
+            Self::Words(_) => "list of words".to_owned(),
             Self::Form { form, .. } => (*form).to_owned(),
             Self::Several { form, .. } => format!("list of {form}"),
         }

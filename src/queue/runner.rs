@@ -24,7 +24,7 @@ use crate::envelope::{
     ControllingUser, Delivery, Envelope, Outcome, Recipient, RecipientId, RecipientState,
 };
 use crate::maillog::{QueueId, Severity, ToLine};
-use crate::route::{Hop, Route, Taken};
+use crate::route::{Handover, Hop, Route, RouteError, Router, Taken};
 use crate::spool::{Lease, NewMessage, SpoolError, StoredMessage, Update};
 use crate::status::Status;
 
@@ -220,6 +220,18 @@ fn plan(shared: &Shared, id: crate::envelope::MessageId) -> Result<Option<Plan>,
         };
         // I7: what the null sender sends stays the null sender's, whoever owns the list.
         let sender = recipient.sender.clone().filter(|_| !is_null);
+        let sender = match shown_sender(router, &message.envelope, sender, &destination) {
+            Ok(sender) => sender,
+            Err(error) => {
+                let text = format!("Deferred: {error}");
+                say(&mut lines, &text);
+                let mailer = destination.mailer();
+                // 4.3.0: trouble of ours.
+                let status = Status::new(4, 3, 0);
+                settled.push((id, Outcome::new(Delivery::Deferred, status, mailer, text)));
+                continue;
+            }
+        };
         let key = (destination, sender);
         let at = *positions.entry(key.clone()).or_insert_with(|| {
             let (destination, sender) = key;
@@ -255,6 +267,38 @@ fn plan(shared: &Shared, id: crate::envelope::MessageId) -> Result<Option<Plan>,
         settled,
         groups,
     }))
+}
+
+/// Who takes over what is delivered so, as rewriting sees it; `None` for files, which get messages as they are.
+fn handover(destination: &Destination) -> Option<Handover> {
+    match destination {
+        Destination::Files => None,
+        Destination::Smtp { .. } => Some(Handover::Away),
+        Destination::Mailbox | Destination::Programs | Destination::Named { .. } => {
+            Some(Handover::Here)
+        }
+    }
+}
+
+/// Whose the message is for a destination, if not the envelope's, after masquerading.
+fn shown_sender(
+    router: &Router,
+    envelope: &Envelope,
+    owner: Option<String>,
+    destination: &Destination,
+) -> Result<Option<String>, RouteError> {
+    let (true, Some(to)) = (router.is_rewriting(), handover(destination)) else {
+        return Ok(owner);
+    };
+    let path = match owner.as_deref().map(Address::parse) {
+        Some(Ok(address)) => ReversePath::Mailbox(address),
+        _ => envelope.reverse_path.clone(),
+    };
+    let shown = router.envelope_sender(&path, to)?;
+    Ok(match shown.address() {
+        Some(address) if shown != path => Some(address.to_string()),
+        _ => owner,
+    })
 }
 
 fn next_hop(hop: Hop) -> NextHop {
@@ -297,7 +341,7 @@ async fn attempt(
             id,
             envelope,
             recipients: group.recipients.clone(),
-            content: Arc::clone(&content),
+            content: rewritten(&shared.router, &content, &group.destination),
             content_bytes: plan.message.content_bytes,
             verbose: verbose.cloned(),
             is_first: tries_of(&plan.message) == 0,
@@ -330,6 +374,19 @@ async fn attempt(
         ended.extend(done.ok());
     }
     ended
+}
+
+/// The content as a destination gets it.
+fn rewritten(
+    router: &Arc<Router>,
+    content: &ContentOpener,
+    destination: &Destination,
+) -> ContentOpener {
+    let (true, Some(to)) = (router.is_rewriting(), handover(destination)) else {
+        return Arc::clone(content);
+    };
+    let (router, content) = (Arc::clone(router), Arc::clone(content));
+    Arc::new(move || Ok(router.rewritten(content()?, to)))
 }
 
 /// Hands over what the run came to, in one update.

@@ -147,6 +147,9 @@ impl Router {
         sender: &ReversePath,
         client: &Client,
     ) -> Result<RecipientCheck, Denial> {
+        let address = &self
+            .canonical(address)
+            .map_err(|error| self.access_trouble(&error))?;
         let place = self.unfolded(address)?;
         let disposition = match self.recipient_entry(&place, address)? {
             Some(Entry::Reject) => {

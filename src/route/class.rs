@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 
 use super::{Notice, RouteError};
+use crate::config::ClassOptions;
 
 /// Longest class file read, in bytes.
 pub const CLASS_BYTES_MAX: u64 = 16 << 20;
@@ -74,15 +75,7 @@ impl Class {
 
     /// Whether the class holds this domain, in lower case, or one above it.
     pub(crate) fn contains_domain(&self, folded: &str) -> bool {
-        let words = self.words();
-        let mut rest = Some(folded);
-        while let Some(name) = rest {
-            if words.words.contains(name) {
-                return true;
-            }
-            rest = name.split_once('.').map(|(_, above)| above);
-        }
-        false
+        is_or_is_below(folded, &self.words().words)
     }
 
     fn words(&self) -> Arc<Words> {
@@ -136,6 +129,57 @@ impl Class {
     }
 }
 
+/// A class of words that the configuration names and of those in a file, if it has one.
+pub(crate) struct WordClass {
+    words: HashSet<String>,
+    file: Option<Class>,
+}
+
+impl WordClass {
+    /// Reads the file. Blocks: disk.
+    ///
+    /// # Errors
+    /// As [`Class::open`].
+    pub(crate) fn open(options: &ClassOptions, notice: &Notice) -> Result<Self, RouteError> {
+        let file = match &options.file {
+            Some(path) => Some(Class::open(path, Arc::clone(notice))?),
+            None => None,
+        };
+        let words = options.words.iter().map(|word| folded(word)).collect();
+        Ok(Self { words, file })
+    }
+
+    /// Whether the class holds this word, which is in lower case. Blocks: disk.
+    pub(crate) fn contains(&self, folded: &str) -> bool {
+        self.words.contains(folded) || self.file.as_ref().is_some_and(|file| file.contains(folded))
+    }
+
+    /// Whether the class holds this domain, in lower case, or one above it.
+    pub(crate) fn contains_domain(&self, folded: &str) -> bool {
+        is_or_is_below(folded, &self.words)
+            || self
+                .file
+                .as_ref()
+                .is_some_and(|file| file.contains_domain(folded))
+    }
+}
+
+/// Whether the words hold this domain or one above it.
+fn is_or_is_below(folded: &str, words: &HashSet<String>) -> bool {
+    let mut rest = Some(folded);
+    while let Some(name) = rest {
+        if words.contains(name) {
+            return true;
+        }
+        rest = name.split_once('.').map(|(_, above)| above);
+    }
+    false
+}
+
+fn folded(word: &str) -> String {
+    word.strip_suffix('.').unwrap_or(word).to_ascii_lowercase()
+}
+
 /// `None` if there is no such file.
 fn stamp_of(path: &Path) -> io::Result<Option<Stamp>> {
     match fs::metadata(path) {
@@ -167,7 +211,7 @@ fn read(path: &Path, stamp: Option<Stamp>) -> io::Result<Words> {
         .lines()
         .map(|line| line.split_once('#').map_or(line, |(words, _)| words))
         .flat_map(str::split_whitespace)
-        .map(|word| word.strip_suffix('.').unwrap_or(word).to_ascii_lowercase())
+        .map(folded)
         .filter(|word| !word.is_empty())
         .collect();
     Ok(Words { stamp, words })

@@ -314,6 +314,9 @@ impl<'r> Walk<'r> {
             self.acting_name = outer;
             return Ok(true);
         }
+        if self.router.leaves(local)? {
+            return Ok(false);
+        }
         let Some((user, detail)) = self.router.find_user(local)? else {
             return Ok(false);
         };

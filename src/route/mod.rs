@@ -16,7 +16,10 @@ mod access_entry;
 mod class;
 mod expand;
 mod forward;
+mod hub;
+mod masquerade;
 mod resolve;
+mod rewrite;
 mod shells;
 mod table;
 mod tables;
@@ -27,7 +30,9 @@ pub use access::{ClientLimit, RecipientCheck};
 pub use access_entry::{Denial, Disposition};
 pub use class::CLASS_BYTES_MAX;
 pub use expand::{EXPANSION_MAX, Taken};
+pub use masquerade::Handover;
 pub use resolve::rest_of;
+pub use rewrite::FIELD_BYTES_MAX;
 pub use table::Table;
 pub use target::{TARGETS_MAX, Target};
 
@@ -40,13 +45,14 @@ use std::sync::Arc;
 use diligence_maps::{Definition, Opener};
 
 use crate::address::{Address, Domain};
-use crate::config::RouteOptions;
 use crate::config::host::HostName;
+use crate::config::{ClassOptions, RouteOptions};
 use crate::envelope::Recipient;
 use crate::safe_file::{self, Lenience, ReadRequest, Refusal, Text, Who};
 use crate::status::{Reply, Status, Verdict};
 use crate::users::Users;
-use class::Class;
+use class::{Class, WordClass};
+use masquerade::MasqueradeClasses;
 
 /// Tells the log something that an operator should know; a line without a queue id. Must not block for long.
 pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
@@ -107,6 +113,10 @@ pub struct Tables {
     pub virtual_users: Option<Table>,
     /// mailertable: domains to mailers and hosts.
     pub mailers: Option<Table>,
+    /// domaintable: domains to others.
+    pub domains: Option<Table>,
+    /// genericstable: users of this host to the addresses that others see.
+    pub generics: Option<Table>,
 }
 
 /// What a [`Router`] is made of.
@@ -182,6 +192,8 @@ impl RouterParts {
         let tables = Tables {
             virtual_users: by_name(&options.virtusertable)?,
             mailers: by_name(&options.mailertable)?,
+            domains: by_name(&options.domaintable)?,
+            generics: by_name(&options.masquerade.genericstable)?,
         };
         Ok(Self {
             options: options.clone(),
@@ -212,7 +224,8 @@ pub struct Router {
     aliases: Vec<Table>,
     access: Option<Table>,
     tables: Tables,
-    virtual_domains: Option<Class>,
+    virtual_domains: WordClass,
+    masquerade: MasqueradeClasses,
     notice: Notice,
     relay_to: Option<RelayTo>,
     default_user: Who,
@@ -257,10 +270,12 @@ impl Router {
         for address in addresses.into_iter().chain(loopback) {
             own_names.insert(literal(address));
         }
-        let virtual_domains = match &options.virtuser_domain_file {
-            Some(file) => Some(Class::open(file, Arc::clone(&notice))?),
-            None => None,
-        };
+        let class = |options: &ClassOptions| WordClass::open(options, &notice);
+        let virtual_domains = class(&ClassOptions {
+            words: options.virtuser_domain.clone(),
+            file: options.virtuser_domain_file.clone(),
+        })?;
+        let masquerade = MasqueradeClasses::open(&options.masquerade, &notice)?;
         let default_user = default_user(&options.default_user, &users, &notice);
         Ok(Self {
             default_user,
@@ -274,6 +289,7 @@ impl Router {
             access,
             tables,
             virtual_domains,
+            masquerade,
             notice,
             relay_to: None,
             read_as: Arc::new(safe_file::read),

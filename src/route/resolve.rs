@@ -91,10 +91,15 @@ impl Router {
                 match self.placed(address)? {
                     Placed::Refused(refusal) => return Ok(refusal.into_route()),
                     Placed::To(Place::Here(local)) => {
-                        if let Some(route) = self.expand(&local, recipient, taken)? {
+                        let is_stuck = self.stuck(address)?.is_some();
+                        if !is_stuck && let Some(route) = self.expand(&local, recipient, taken)? {
                             return Ok(route);
                         }
-                        target = Target::Address(Address::from_parts(quote_local(&local), None));
+                        // The domain is of no more use, but for who looks whether there is one.
+                        if !self.is_written_so(address, &local) {
+                            target =
+                                Target::Address(Address::from_parts(quote_local(&local), None));
+                        }
                     }
                     Placed::To(Place::Elsewhere(address)) => target = Target::Address(address),
                 }
@@ -202,8 +207,8 @@ impl Router {
     pub(super) fn end(&self, target: &Target) -> Result<Route, RouteError> {
         Ok(match target {
             Target::Address(address) => match self.place(address) {
-                Place::Here(local) => self.mailbox(&local, true)?,
-                Place::Elsewhere(address) => match self.by_mailertable(&address)? {
+                Place::Here(local) => self.name_here(&local, address)?,
+                Place::Elsewhere(address) => match self.by_tables(&address)? {
                     Some(route) => route,
                     None => self.guarded(self.remote(&address)),
                 },
@@ -255,6 +260,30 @@ impl Router {
             }
         }
         Place::Here(address.local_unquoted())
+    }
+
+    /// Whether an address means this name of this host as it is written, without any table.
+    pub(super) fn is_written_so(&self, address: &Address, local: &str) -> bool {
+        matches!(self.place(address), Place::Here(own) if own == local)
+    }
+
+    /// The route of a name of this host that is no alias, and the address it was taken from.
+    fn name_here(&self, local: &str, address: &Address) -> Result<Route, RouteError> {
+        if let Some(route) = self.stuck(address)? {
+            return Ok(route);
+        }
+        match self.sent_on(local, address)? {
+            Some(route) => Ok(route),
+            None => self.mailbox(local, true),
+        }
+    }
+
+    /// What tables say of another host's address: that its user has moved, or whose mail it is.
+    pub(super) fn by_tables(&self, address: &Address) -> Result<Option<Route>, RouteError> {
+        match self.redirected(address) {
+            Some(refusal) => Ok(Some(refusal.into_route())),
+            None => self.by_mailertable(address),
+        }
     }
 
     /// Where an address leads; one whose tables do not answer, or refuse it, is taken as it is.

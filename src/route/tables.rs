@@ -1,6 +1,6 @@
-//! virtusertable and mailertable: addresses and domains that the operator sends elsewhere.
+//! virtusertable, mailertable and domaintable: addresses and domains that the operator sends elsewhere.
 //!
-//! A virtusertable maps addresses of this host's domains, and of those of `virtuser_domain_file`, to others, again and
+//! A domaintable gives domains other names before anything else looks at an address. //! A virtusertable maps addresses of this host's domains, and of those of `virtuser_domain_file`, to others, again and
 //! again until none matches; a mailertable maps domains of other hosts to a mailer and its hosts. Both may answer with an error.
 //! Guarantees: a lookup that did not work is trouble of ours, never "no such user" (I9). Blocks: as the maps do.
 //! Limits: [`VIRTUAL_STEPS_MAX`]. Sources: cf/README of Sendmail, MAPS.md section 11, transcript 51.
@@ -118,10 +118,11 @@ impl Router {
     /// Where an address leads, virtusertable asked.
     pub(super) fn placed(&self, address: &Address) -> Result<Placed, RouteError> {
         let mut address = address.clone();
-        if self.tables.virtual_users.is_none() {
-            return Ok(Placed::To(self.place(&address)));
-        }
         for _ in 0..VIRTUAL_STEPS_MAX {
+            address = self.canonical(&address)?;
+            if let Some(refusal) = self.redirected(&address) {
+                return Ok(Placed::Refused(refusal));
+            }
             let place = self.place(&address);
             let Some(value) = self.virtual_value(&address)? else {
                 return Ok(Placed::To(place));
@@ -148,6 +149,34 @@ impl Router {
             status: Status::new(5, 0, 0),
             text: format!("virtusertable: excessive recursion (max {VIRTUAL_STEPS_MAX})"),
         }))
+    }
+
+    /// An address with the domain that the domaintable has for its own.
+    pub(super) fn canonical(&self, address: &Address) -> Result<Address, RouteError> {
+        let (Some(table), Some(domain)) = (&self.tables.domains, address.domain()) else {
+            return Ok(address.clone());
+        };
+        let Some(value) = table.get(&domain.folded())? else {
+            return Ok(address.clone());
+        };
+        match Domain::parse(value.trim()) {
+            Ok(domain) => Ok(address.with_domain(domain)),
+            Err(_) => Err(RouteError::Lookup {
+                table: "domaintable".to_owned(),
+                detail: format!("{value} for {domain} is no domain"),
+            }),
+        }
+    }
+
+    /// The answer for an address at `DOMAIN.REDIRECT`.
+    pub(super) fn redirected(&self, address: &Address) -> Option<Refusal> {
+        let folded = address.domain()?.folded();
+        let now_at = folded.strip_suffix(".redirect")?;
+        self.options.redirect.then(|| Refusal {
+            code: 551,
+            status: Status::NO_USER,
+            text: format!("User has moved; please try <{}@{now_at}>", address.local()),
+        })
     }
 
     /// What the virtusertable says of an address of a domain it may speak for, its `%1` to `%3` filled in.
@@ -190,11 +219,13 @@ impl Router {
         Ok(None)
     }
 
-    /// Whether a domain is the virtusertable's alone: of `virtuser_domain_file`.
+    /// Whether a domain is the virtusertable's alone: of `virtuser_domain` and its file.
     pub(super) fn is_virtual(&self, folded: &str) -> bool {
-        self.virtual_domains
-            .as_ref()
-            .is_some_and(|class| class.contains(folded))
+        if self.options.virtuser_entire_domain {
+            self.virtual_domains.contains_domain(folded)
+        } else {
+            self.virtual_domains.contains(folded)
+        }
     }
 
     /// What the mailertable says of another host's address. `None`: nothing.
@@ -221,23 +252,35 @@ impl Router {
             return Ok(None);
         };
         let value = filled(&value, &[&cut]);
-        if let Some(error) = strip_word(&value, "error:") {
-            return Ok(Some(Refusal::parse(error).into_route()));
+        self.by_triple(&value, address, "mailertable").map(Some)
+    }
+
+    /// The route that `MAILER:HOST` means for an address; a host alone is the mailer relay's.
+    pub(super) fn by_triple(
+        &self,
+        value: &str,
+        address: &Address,
+        table: &str,
+    ) -> Result<Route, RouteError> {
+        let value = value.trim();
+        if let Some(error) = strip_word(value, "error:") {
+            return Ok(Refusal::parse(error).into_route());
         }
         let trouble = |detail: String| RouteError::Lookup {
-            table: "mailertable".to_owned(),
+            table: table.to_owned(),
             detail,
         };
-        let (mailer, host) = value
-            .split_once(':')
-            .ok_or_else(|| trouble(format!("{value} for {folded} is not MAILER:HOST")))?;
-        Ok(Some(match mailer.trim() {
+        let (mailer, host) = match value.split_once(':') {
+            Some((mailer, host)) if !value.starts_with('[') => (mailer.trim(), host.trim()),
+            _ => ("relay", value),
+        };
+        Ok(match mailer {
             "local" if host.is_empty() => self.mailbox_route(&address.local_unquoted())?,
             "local" => self.mailbox_route(host.split('@').next().unwrap_or(host))?,
             name @ ("esmtp" | "smtp" | "smtp8" | "dsmtp" | "relay") => Route::Smtp {
                 is_relay: name == "relay",
                 hop: hops(host)
-                    .ok_or_else(|| trouble(format!("{host} for {folded} is no host")))?,
+                    .ok_or_else(|| trouble(format!("{host} for {address} is no host")))?,
                 address: address.to_string(),
             },
             name if name == "discard" || self.options.mailers.iter().any(|m| m == name) => {
@@ -247,8 +290,8 @@ impl Router {
                     user: address.to_string(),
                 }
             }
-            name => return Err(trouble(format!("unknown mailer {name} for {folded}"))),
-        }))
+            name => return Err(trouble(format!("unknown mailer {name} for {address}"))),
+        })
     }
 }
 
@@ -317,7 +360,7 @@ fn strip_word<'t>(text: &'t str, word: &str) -> Option<&'t str> {
 }
 
 /// A value with `%1` and so on replaced; `%%` is a percent sign.
-fn filled(value: &str, arguments: &[&str]) -> String {
+pub(super) fn filled(value: &str, arguments: &[&str]) -> String {
     let mut out = String::with_capacity(value.len() + 16);
     let mut rest = value.chars().peekable();
     while let Some(c) = rest.next() {

@@ -181,8 +181,16 @@ impl Router {
             target = Target::Address(address);
         } else if let Some(Placed::To(Place::Here(local))) = placed {
             // What no table changed is shown as it was written.
-            let is_as_written = matches!(&target, Target::Address(address)
-                if matches!(self.place(address), Place::Here(own) if own == local));
+            let (is_as_written, stuck) = match &target {
+                Target::Address(address) => {
+                    (self.is_written_so(address, &local), self.stuck(address))
+                }
+                _ => (true, Ok(None)),
+            };
+            if !matches!(stuck, Ok(None)) {
+                // The hub knows; it is asked before aliases.
+                return self.verify_end(&End::of(target, text), lines, code);
+            }
             if !is_as_written {
                 target = Target::Address(Address::from_parts(quote_local(&local), None));
             }
@@ -248,7 +256,7 @@ impl Router {
             }
             // Where it would go is asked, not whether the sandbox lets it.
             Target::Address(address) => match self.place(address) {
-                Place::Elsewhere(address) => match self.by_mailertable(&address) {
+                Place::Elsewhere(address) => match self.by_tables(&address) {
                     Ok(Some(route)) => Ok(route),
                     Ok(None) => Ok(self.remote(&address)),
                     Err(error) => Err(error),
@@ -267,7 +275,7 @@ impl Router {
                 format!("{text}... deliverable: mailer local, user {name}")
             }
             Ok(Route::Local { user, detail }) => {
-                let host = detail.filter(|d| !d.is_empty());
+                let host = self.sent_from(target).or(detail).filter(|d| !d.is_empty());
                 let host = host.map_or(String::new(), |detail| format!(" host {detail},"));
                 format!("{text}... deliverable: mailer local,{host} user {user}")
             }
@@ -327,12 +335,34 @@ impl Router {
         lines.push(line);
     }
 
+    /// What a table that gives an address to a user of this host was asked for, as the host of the mailer `local`.
+    fn sent_from(&self, target: &Target) -> Option<String> {
+        let Target::Address(address) = target else {
+            return None;
+        };
+        match self.place(address) {
+            Place::Elsewhere(address) => Some(address.to_string()),
+            Place::Here(local) => {
+                matches!(self.sent_on(&local, address), Ok(Some(Route::Local { .. })))
+                    .then_some(local)
+            }
+        }
+    }
+
     /// Whether RCPT and VRFY take a mailbox name of this host.
     pub(super) fn is_known(&self, local: &str) -> Result<bool, RouteError> {
         if self.alias_or_default(&local.to_lowercase())?.is_some() {
             return Ok(true);
         }
-        Ok(self.find_user(local)?.is_some())
+        if self.find_user(local)?.is_some() {
+            return Ok(true);
+        }
+        // What luser_relay says decides; where it sends mail, somebody else knows.
+        let bare = Address::from_parts(quote_local(local), None);
+        Ok(match self.sent_on(local, &bare)? {
+            Some(Route::Failed { .. }) | None => false,
+            Some(_) => true,
+        })
     }
 
     /// The answer when a lookup did not work; the log is told what it was (I9).

@@ -7,8 +7,8 @@
 //!
 //! Source: RFC 5322 3.6, RFC 6409 8, Sendmail's submit.cf (`H` lines).
 
-use super::addresses;
 use super::date::arpa_date;
+use crate::address::list;
 
 /// A field: name and value as they came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -334,7 +334,7 @@ fn put_field(out: &mut Vec<u8>, field: &Field, host: Option<&str>) {
     if let Some(host) = host
         && ADDRESS_FIELDS.iter().any(|name| field.is(name))
     {
-        for (at, insert) in addresses::completions(&field.value, host) {
+        for (at, insert) in list::completions(&field.value, host) {
             out.extend_from_slice(field.value.get(copied..at).unwrap_or_default());
             out.extend_from_slice(insert.as_bytes());
             copied = at;

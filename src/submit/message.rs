@@ -8,12 +8,12 @@
 
 use std::io::{Cursor, Read};
 
-use super::addresses;
 use super::body::Body;
 use super::collect::Collected;
 use super::header::Completion;
 use super::recipients::Named;
 use super::sender::Sender;
+use crate::address::list;
 use crate::address::{Address, AddressError, Domain, ReversePath};
 use crate::envelope::{
     Arrival, BodyType, ControllingUser, DsnReturn, Envelope, MessageId, Notify, Recipient,
@@ -231,7 +231,7 @@ fn recipient(named: &Named, parameters: &Parameters, origin: Origin<'_>) -> Reci
 pub fn qualified(address: &str, host: &str) -> String {
     let mut out = address.to_owned();
     // One address: the insertion, if any, goes to its end.
-    for (at, insert) in addresses::completions(address.as_bytes(), host)
+    for (at, insert) in list::completions(address.as_bytes(), host)
         .into_iter()
         .rev()
     {

@@ -7,8 +7,8 @@
 
 use std::collections::HashSet;
 
-use super::addresses::{AddressFault, scan};
 use crate::address::Address;
+use crate::address::list::{AddressFault, scan};
 
 /// Most recipients of one submission.
 pub const RECIPIENTS_MAX: usize = 100_000;

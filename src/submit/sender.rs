@@ -2,7 +2,7 @@
 //!
 //! Source: sendmail(8) (`-f`, `-F`, ENVIRONMENT).
 
-use super::addresses::{self, AddressFault};
+use crate::address::list::{self, AddressFault};
 
 /// Longest full name taken, in bytes.
 const NAME_BYTES_MAX: usize = 256;
@@ -36,7 +36,7 @@ pub fn sender(given: Option<&str>, login: &str, is_trusted: bool) -> Result<Send
     let address = if is_null {
         None
     } else {
-        Some(addresses::single(given)?)
+        Some(list::single(given)?)
     };
     let is_self = address.as_deref() == Some(login);
     let shown = super::recipients::on_one_line(given.as_bytes());

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::exit;
+use crate::address::list::AddressFault;
 use crate::address::{Address, ReversePath};
 use crate::deliver::dsn::{
     Audience, DsnFacts, Fate, RETURNED_BYTES_MAX, ReportKind, ReportedRecipient, Returned, compose,
 };
 use crate::envelope::{Delivery, Envelope, MessageId, Outcome, Recipient};
 use crate::status::{ExitCode, Status};
-use crate::submit::addresses::AddressFault;
 use crate::submit::dead_letter;
 use crate::submit::message::{Submission, qualified};
 use crate::submit::recipients::Refused;

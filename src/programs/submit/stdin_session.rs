@@ -15,6 +15,7 @@ use super::Session as Submitting;
 use super::failure::Failure;
 use super::{say, verbose_to_stdout};
 use crate::address::Address;
+use crate::address::list::fault_of;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::envelope::{Delivery, Envelope, MessageId};
@@ -23,7 +24,6 @@ use crate::route::{Disposition, Verified};
 use crate::smtpd::{self, Peer, Settings, Step};
 use crate::spool::SpoolError;
 use crate::status::{ExitCode, Reply, Status};
-use crate::submit::addresses::fault_of;
 use crate::submit::body::{Body, BodyWriter};
 use crate::submit::message::Submission;
 

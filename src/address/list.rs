@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use crate::address::{Address, AddressError};
+use super::{Address, AddressError};
 use crate::status::ExitCode;
 
 /// Most addresses taken from one list; what follows is refused, not ignored.
@@ -67,6 +67,8 @@ pub struct ListEntry {
     pub span: Range<usize>,
     /// The address alone, blanks within replaced by dots as Sendmail does.
     pub address: String,
+    /// The position of the first byte of the address.
+    pub address_start: usize,
     /// The position after the last byte of the address, where a domain would be added.
     pub address_end: usize,
     /// Why it is no address to send to.
@@ -82,6 +84,7 @@ pub fn scan(text: &[u8]) -> Vec<ListEntry> {
             scanner.entries.push(ListEntry {
                 span: at..text.len(),
                 address: String::new(),
+                address_start: text.len(),
                 address_end: text.len(),
                 fault: Some(AddressFault::TooMany),
             });
@@ -145,7 +148,8 @@ pub fn single(text: &str) -> Result<String, AddressFault> {
 }
 
 /// Old style: no byte that only lists with commas have.
-fn is_separated_by_blank(text: &[u8]) -> bool {
+#[must_use]
+pub fn is_separated_by_blank(text: &[u8]) -> bool {
     !text
         .iter()
         .any(|byte| matches!(byte, b',' | b';' | b'<' | b'('))
@@ -154,6 +158,7 @@ fn is_separated_by_blank(text: &[u8]) -> bool {
 #[derive(Default)]
 struct Part {
     bytes: Vec<u8>,
+    start: Option<usize>,
     end: usize,
     has_blank_before_next: bool,
 }
@@ -169,6 +174,7 @@ impl Part {
         }
         self.has_blank_before_next = false;
         self.bytes.push(byte);
+        self.start.get_or_insert(at);
         self.end = at + 1;
     }
 }
@@ -344,6 +350,7 @@ impl Scanner {
         self.entries.push(ListEntry {
             span,
             address,
+            address_start: part.start.unwrap_or(part.end),
             address_end: part.end,
             fault,
         });
