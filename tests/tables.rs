@@ -3,9 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
-use std::sync::Arc;
-
 use std::io::{Cursor, Read};
+use std::sync::Arc;
 
 use diligence::address::{Address, ReversePath};
 use diligence::config::host::HostName;
@@ -13,7 +12,9 @@ use diligence::config::{
     ClassOptions, MasqueradeOptions, MasqueradeScope, RouteOptions, SentOnOptions,
 };
 use diligence::envelope::Recipient;
-use diligence::route::{Client, Handover, Hop, NameLookup, Route, Router, RouterParts, Table, Tables, Taken};
+use diligence::route::{
+    Client, Handover, Hop, NameLookup, Route, Router, RouterParts, Table, Tables, Taken,
+};
 use diligence::users::Users;
 
 const PASSWD: &str = "\
