@@ -16,6 +16,7 @@
 //! Source: sendmail(8), Installation and Operation Guide 5.6.
 
 pub mod access;
+pub mod dont_blame;
 pub mod duration;
 pub mod endpoint;
 mod error;
@@ -36,6 +37,7 @@ mod value;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+pub use dont_blame::{Blameless, DontBlame};
 pub use endpoint::{DaemonPort, HostPort};
 pub use error::{ConfigError, Place};
 pub use modes::{DeliveryMode, ErrorMode, Privacy, PrivacyOptions, Remote, SpoolFileSystem};

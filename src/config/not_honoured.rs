@@ -110,7 +110,6 @@ pub static NOT_HONOURED: &[NotHonoured] = &[
     not("DeliverByMin"),
     not("DialDelay").accepts(ZERO),
     not("DirectSubmissionModifiers"),
-    not("DontBlameSendmail").accepts(&["safe"]),
     not("DontExpandCnames"),
     not("DontInitGroups").accepts(FALSE),
     not("DontProbeInterfaces").accepts(EITHER),

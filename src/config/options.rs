@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::access::{Control, DelayChecks, DnsList, RelayMailFrom};
+use super::dont_blame::DontBlame;
 use super::duration::TimeUnit;
 use super::endpoint::{DaemonPort, HostPort};
 use super::mailer::MailerDefinition;
@@ -805,6 +806,24 @@ pub static OPTIONS: &[OptionDef] = &[
         "Users with one of these shells may have programs run and files written, in a sandbox all; /SENDMAIL/ANY/SHELL/ in it stands for all.",
     )
     .sandbox("etc/shells"),
+    OptionDef::new(
+        "dont_blame_sendmail",
+        "safe",
+        Access::Several {
+            form: "safe, ForwardFileInGroupWritableDirPath, \
+                   ForwardFileInUnsafeDirPath, GroupWritableAliasFile, GroupWritableDirPathSafe, \
+                   GroupWritableForwardFile, GroupWritableIncludeFile, IncludeFileInGroupWritableDirPath, \
+                   IncludeFileInUnsafeDirPath, LinkedForwardFileInWritableDir, LinkedIncludeFileInWritableDir, \
+                   LinkedMapInWritableDir, MapInUnsafeDirPath, TrustStickyBit, WorldWritableAliasFile, \
+                   WorldWritableForwardFile, WorldWritableIncludeFile",
+            separator: Some(','),
+            clear: |c| c.route.dont_blame = DontBlame::default(),
+            add: |c, text| c.route.dont_blame.add(text),
+            show: |c| c.route.dont_blame.names(),
+        },
+        "Files that others could change, or put in place, and that are used all the same.",
+    )
+    .named("DontBlameSendmail"),
     OptionDef::new(
         "max_alias_recursion",
         "10",

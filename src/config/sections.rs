@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::access::{AccessOptions, RelayOptions};
+use super::dont_blame::DontBlame;
 use super::endpoint::{DaemonPort, HostPort};
 use super::mailer::MailerDefinition;
 use super::modes::{DeliveryMode, ErrorMode, PrivacyOptions, Remote, SpoolFileSystem};
@@ -98,6 +99,8 @@ pub struct RouteOptions {
     pub sandbox: Option<PathBuf>,
     /// `USER[:GROUP]` that programs are run and files written as when no user's rights apply.
     pub default_user: String,
+    /// Which unsafe files are let pass.
+    pub dont_blame: DontBlame,
     /// How deep aliases may lead to aliases.
     pub max_alias_recursion: u32,
     /// How many hops (`Received:`) a message may have made.

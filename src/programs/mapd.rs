@@ -39,6 +39,7 @@ use crate::config::Config;
 use crate::maillog::{Maillog, QueueId, Severity};
 use crate::netmaps::Endpoint;
 use crate::netmaps::netstring::{self, Parsed};
+use crate::route::map_safety;
 use crate::status::ExitCode;
 
 /// Longest request, in bytes. Source: Postfix sends at most 10,000.
@@ -120,6 +121,7 @@ fn open_maps(config: &Config, maillog: &Maillog) -> Result<HashMap<Vec<u8>, Arc<
                 );
             }
         }),
+        safety: map_safety(&config.route),
         ..HandleOptions::default()
     };
     let mut set = MapSet::new(wiring::map_opener(config), options);

@@ -25,7 +25,7 @@ use super::submit::log::open_maillog;
 use super::submit::say;
 use crate::config::host::HostName;
 use crate::config::options::OPTIONS;
-use crate::config::{Config, Origin};
+use crate::config::{Blameless, Config, Origin};
 use crate::maillog::{Maillog, QueueId, Severity, level_of};
 use crate::status::ExitCode;
 use crate::users::Users;
@@ -259,10 +259,11 @@ impl Rebuild<'_> {
             return None;
         }
         let mode = metadata.permissions().mode();
-        if mode & 0o020 != 0 {
+        let blame = self.config.route.dont_blame;
+        if mode & 0o020 != 0 && !blame.has(Blameless::GroupWritableAliasFile) {
             return Some("Group writable file".to_owned());
         }
-        if mode & 0o002 != 0 {
+        if mode & 0o002 != 0 && !blame.has(Blameless::WorldWritableAliasFile) {
             return Some("World writable file".to_owned());
         }
         // Root reads everything; who took the right to read away meant it.

@@ -42,11 +42,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use diligence_maps::{Definition, Opener};
+use diligence_maps::{Definition, Opener, Safety};
 
 use crate::address::{Address, Domain};
 use crate::config::host::HostName;
-use crate::config::{ClassOptions, RouteOptions};
+use crate::config::{Blameless, ClassOptions, DontBlame, RouteOptions};
 use crate::envelope::Recipient;
 use crate::safe_file::{self, Lenience, ReadRequest, Refusal, Text, Who};
 use crate::status::{Reply, Status, Verdict};
@@ -106,6 +106,46 @@ pub struct ListLenience {
     pub include: Lenience,
 }
 
+impl ListLenience {
+    /// What the operator's names say.
+    #[must_use]
+    pub fn of(set: DontBlame) -> Self {
+        let group_writable = set.has(Blameless::GroupWritableDirPathSafe);
+        let sticky_directory = set.has(Blameless::TrustStickyBit);
+        Self {
+            forward: Lenience {
+                group_writable_file: set.has(Blameless::GroupWritableForwardFile),
+                world_writable_file: set.has(Blameless::WorldWritableForwardFile),
+                group_writable_directory: group_writable
+                    || set.has(Blameless::ForwardFileInGroupWritableDirPath),
+                unsafe_directory: set.has(Blameless::ForwardFileInUnsafeDirPath),
+                link_in_writable_directory: set.has(Blameless::LinkedForwardFileInWritableDir),
+                sticky_directory,
+                ..Lenience::default()
+            },
+            include: Lenience {
+                group_writable_file: set.has(Blameless::GroupWritableIncludeFile),
+                world_writable_file: set.has(Blameless::WorldWritableIncludeFile),
+                group_writable_directory: group_writable
+                    || set.has(Blameless::IncludeFileInGroupWritableDirPath),
+                unsafe_directory: set.has(Blameless::IncludeFileInUnsafeDirPath),
+                link_in_writable_directory: set.has(Blameless::LinkedIncludeFileInWritableDir),
+                sticky_directory,
+                ..Lenience::default()
+            },
+        }
+    }
+}
+
+/// Which map files are refused: a sandbox is its caller's own, whatever the way to it.
+#[must_use]
+pub fn map_safety(options: &RouteOptions) -> Safety {
+    match options.sandbox {
+        Some(_) => Safety::UNCHECKED,
+        None => options.dont_blame.map_safety(),
+    }
+}
+
 /// The tables that send addresses and domains elsewhere; each may be missing.
 #[derive(Clone, Default)]
 pub struct Tables {
@@ -154,7 +194,7 @@ impl RouterParts {
         notice: Notice,
         opener: Arc<dyn Opener>,
     ) -> Result<Self, RouteError> {
-        let mut maps = table::map_set(opener, &notice);
+        let mut maps = table::map_set(opener, &notice, map_safety(options));
         let refused = |text: &str, source| RouteError::Spec {
             spec: text.to_owned(),
             source,
@@ -277,6 +317,7 @@ impl Router {
         })?;
         let masquerade = MasqueradeClasses::open(&options.masquerade, &notice)?;
         let default_user = default_user(&options.default_user, &users, &notice);
+        let lenience = ListLenience::of(options.dont_blame);
         Ok(Self {
             default_user,
             local_host_names: Class::open(&options.local_host_names, Arc::clone(&notice))?,
@@ -293,7 +334,7 @@ impl Router {
             notice,
             relay_to: None,
             read_as: Arc::new(safe_file::read),
-            lenience: ListLenience::default(),
+            lenience,
         })
     }
 

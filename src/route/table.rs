@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use diligence_maps::{HandleOptions, MapEvent, MapSet, OpenMap, Opener};
+use diligence_maps::{HandleOptions, MapEvent, MapSet, OpenMap, Opener, Safety};
 
 use super::{Notice, RouteError};
 
@@ -97,7 +97,7 @@ impl fmt::Debug for Table {
 }
 
 /// An empty set of maps, whose trouble the log is told.
-pub(super) fn map_set(opener: Arc<dyn Opener>, notice: &Notice) -> MapSet {
+pub(super) fn map_set(opener: Arc<dyn Opener>, notice: &Notice, safety: Safety) -> MapSet {
     let notice = Arc::clone(notice);
     let report = move |event: &MapEvent| {
         // A reload is what the operator asked for; trouble is what they do not know yet.
@@ -112,6 +112,7 @@ pub(super) fn map_set(opener: Arc<dyn Opener>, notice: &Notice) -> MapSet {
     };
     let options = HandleOptions {
         report: Arc::new(report),
+        safety,
         ..HandleOptions::default()
     };
     MapSet::new(opener, options)
@@ -143,7 +144,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("access");
         let notice: Notice = Arc::new(|_: &str| ());
-        let set = map_set(Arc::new(NoOpener), &notice);
+        let set = map_set(Arc::new(NoOpener), &notice, Safety::UNCHECKED);
         let open = |text: &str| {
             let map = set.open(&Definition::parse(text).unwrap()).unwrap();
             Table::of_map(map)
@@ -156,6 +157,56 @@ mod tests {
 
         let optional = open(&format!("text -o {}/none", folder.path().display()));
         assert_eq!(optional.get("a").unwrap(), None);
+    }
+
+    #[test]
+    fn a_map_that_others_may_write_is_trouble_and_not_absence() {
+        use std::fs::Permissions;
+        use std::os::unix::fs::PermissionsExt;
+        let chmod = |path: &std::path::Path, mode| {
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("access");
+        std::fs::write(&path, "a.test OK\n").unwrap();
+        let open = |names: &[&str]| {
+            let mut set = crate::config::DontBlame::default();
+            // The test's own directory lies in one that is sticky and world-writable.
+            for name in ["TrustStickyBit"].iter().chain(names) {
+                set.add(name).unwrap();
+            }
+            let notice: Notice = Arc::new(|_: &str| ());
+            let maps = map_set(Arc::new(NoOpener), &notice, set.map_safety());
+            let text = format!("text -o -T<TMPF> {}", path.display());
+            Table::of_map(maps.open(&Definition::parse(&text).unwrap()).unwrap())
+        };
+        for (what, unsafe_mode, safe_mode, lifted) in [
+            (path.as_path(), 0o664, 0o644, "GroupWritableAliasFile"),
+            (path.as_path(), 0o646, 0o644, "WorldWritableAliasFile"),
+            (folder.path(), 0o775, 0o755, "GroupWritableDirPathSafe"),
+            (folder.path(), 0o757, 0o755, "MapInUnsafeDirPath"),
+        ] {
+            chmod(folder.path(), 0o755);
+            chmod(&path, 0o644);
+            chmod(what, unsafe_mode);
+            let table = open(&[]);
+            assert!(
+                matches!(table.get("a.test"), Err(RouteError::Lookup { .. })),
+                "{lifted}"
+            );
+            assert_eq!(
+                open(&[lifted]).get("a.test").unwrap().as_deref(),
+                Some("OK"),
+                "{lifted}"
+            );
+            // Once it is safe it is used, without a restart.
+            chmod(what, safe_mode);
+            assert_eq!(
+                table.get("a.test").unwrap().as_deref(),
+                Some("OK"),
+                "{lifted}"
+            );
+        }
     }
 
     #[test]
