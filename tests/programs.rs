@@ -387,7 +387,7 @@ const LIST_MANAGER: &str = r#"#!/usr/bin/perl
 use strict;
 sub refuse { my ($code, $why) = @_; print "list manager: $why\n"; exit $code; }
 @ARGV == 2 && $ARGV[0] eq "post" or refuse(64, "usage: mailman post LIST");
-for (keys %ENV) { /^(AGENT|TZ|PWD|SHLVL|_|PATH|OLDPWD|DILIGENCE_SANDBOX)$/ or refuse(78, "who set $_ in the environment?"); }
+for (keys %ENV) { /^(AGENT|TZ|PWD|SHLVL|_|PATH|OLDPWD|DILIGENCE_\w+)$/ or refuse(78, "who set $_ in the environment?"); }
 $ENV{AGENT} eq "sendmail" or refuse(78, "no AGENT");
 my @lines = <STDIN>;
 shift(@lines) =~ /^From (\S+)  ?\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}$/ or refuse(65, "no From line");
