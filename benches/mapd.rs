@@ -91,7 +91,7 @@ fn build(dir: &Path) {
 /// Starts the server; it ends with the process.
 fn start(dir: &Path, socket: &Path) {
     let text = format!(
-        "alias_file = []\naccess_db = \"\"\nlog_file = \"{0}/log\"\nmapd.listen = \"unix:{1}\"\n[map]\nusers = \"hash {0}/users\"\n",
+        "alias_file = []\naccess_db = \"\"\nlog_file = \"{0}/log\"\ndont_blame_sendmail = \"TrustStickyBit\"\nmapd.listen = \"unix:{1}\"\n[map]\nusers = \"hash {0}/users\"\n",
         dir.display(),
         socket.display()
     );

@@ -41,13 +41,13 @@ impl Drop for Server {
     }
 }
 
-/// A configuration with a few maps, and what they are made of.
+/// A configuration with a few maps, and what they are made of; the folder lies in a sticky one that everybody may write to.
 fn installation(dir: &Path, more: &str) -> std::path::PathBuf {
     std::fs::write(dir.join("users"), "Alice one\nbob two words\n").unwrap();
     let path = dir.display();
     let config = dir.join("sendmail.toml");
     let text = format!(
-        "alias_file = \"stab:{path}/aliases\"\naccess_db = \"text -o -T<TMPF> {path}/access\"\nlog_file = \"{path}/log\"\n{more}\n\
+        "alias_file = \"stab:{path}/aliases\"\naccess_db = \"text -o -T<TMPF> {path}/access\"\nlog_file = \"{path}/log\"\ndont_blame_sendmail = \"TrustStickyBit\"\n{more}\n\
          [map]\nusers = \"text -v1 {path}/users\"\nbroken = \"hash -T<TMPF> {path}/none\"\nboth = \"sequence users broken\"\nodd = \"regex -aodd ^x\"\n"
     );
     std::fs::write(&config, text).unwrap();
