@@ -136,6 +136,7 @@ impl Ours {
                  control_socket_name = \"{here}/run/control\"\nsmtp_address_file = \"{here}/run/smtp\"\n\
                  passwd_file = \"{here}/passwd\"\nlocal_host_names = \"{here}/local-host-names\"\n\
                  relay_domains = \"{here}/relay-domains\"\nalias_file = [\"text:{here}/aliases\"]\naccess_db = \"\"\n\
+                 accept_unresolvable_domains = true\ndont_blame_sendmail = \"TrustStickyBit\"\n\
                  delivery_mode = \"{mode}\"\n{mailer}"
             ),
         )
