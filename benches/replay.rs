@@ -175,10 +175,13 @@ fn full(settings: &Settings, rounds: &mut Rounds) {
     let messages = setting("REPLAY_FULL", default) as usize;
     let folder = settings.make_folder("full");
     fill(&folder, messages, &[b'x'; 4096], false);
-    // What the keeper wrote by itself meanwhile.
-    for (path, _) in files(&folder, "checkpoint-") {
-        std::fs::remove_file(path).expect("the checkpoint goes");
-    }
+    // What the keeper wrote by itself meanwhile, here and after each start.
+    let forget = || {
+        for (path, _) in files(&folder, "checkpoint-") {
+            std::fs::remove_file(path).expect("the checkpoint goes");
+        }
+    };
+    forget();
     let bytes: u64 = files(&folder, "segment-").iter().map(|f| f.1).sum();
     let measured = rounds.collect(|| {
         leave_cache(&folder);
@@ -195,6 +198,7 @@ fn full(settings: &Settings, rounds: &mut Rounds) {
         // The next start finds a spare, as it does behind a daemon.
         spool.keep();
         drop((spool, writer));
+        forget();
         (ours, plain)
     });
     let (ours, plain): (Vec<_>, Vec<_>) = measured.into_iter().unzip();
