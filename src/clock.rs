@@ -4,6 +4,8 @@
 //! wall clock, for people and for due times on disk, and the monotonic clock, for timers. No decision about order
 //! depends on the wall clock being right (S12). Neither call blocks.
 
+pub mod date;
+
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

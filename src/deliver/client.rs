@@ -21,6 +21,7 @@ use tokio::time::timeout;
 
 use super::reply::{LINE_BYTES_MAX, ReplyLines};
 use super::{Verbose, say};
+use crate::config::ClientTimeouts;
 use crate::status::Reply;
 
 mod failure;
@@ -58,6 +59,24 @@ pub struct SmtpTimeouts {
     pub rset: Duration,
     /// `Timeout.quit`: the reply to QUIT.
     pub quit: Duration,
+}
+
+impl From<&ClientTimeouts> for SmtpTimeouts {
+    fn from(configured: &ClientTimeouts) -> Self {
+        Self {
+            connect: configured.connect,
+            iconnect: configured.iconnect,
+            initial: configured.initial,
+            helo: configured.helo,
+            mail: configured.mail,
+            rcpt: configured.rcpt,
+            datainit: configured.datainit,
+            datablock: configured.datablock,
+            datafinal: configured.datafinal,
+            rset: configured.rset,
+            quit: configured.quit,
+        }
+    }
 }
 
 impl Default for SmtpTimeouts {

@@ -10,9 +10,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, Zoned};
-
+use crate::clock::date::{arpa_date, message_id_stamp};
 use crate::envelope::{DsnReturn, Envelope, MessageId, Outcome};
 use crate::status::Status;
 
@@ -225,7 +223,7 @@ pub fn interval_text(span: Duration) -> String {
 
 fn header(out: &mut String, facts: &DsnFacts<'_>, boundary: &str, is_eight_bit: bool) {
     let host = clean(facts.host_name);
-    let date = date(facts.now_unix_ms);
+    let date = arpa_date(facts.now_unix_ms);
     let id = facts.id;
     line(out, "Received: from localhost (localhost)");
     line(out, &format!("\tby {host} (Diligence) id {id};"));
@@ -235,10 +233,7 @@ fn header(out: &mut String, facts: &DsnFacts<'_>, boundary: &str, is_eight_bit: 
         out,
         &format!("From: Mail Delivery Subsystem <MAILER-DAEMON@{host}>"),
     );
-    let stamp = timestamp(facts.now_unix_ms)
-        .to_zoned(TimeZone::UTC)
-        .strftime("%Y%m%d%H%M")
-        .to_string();
+    let stamp = message_id_stamp(facts.now_unix_ms);
     line(out, &format!("Message-Id: <{stamp}.{id}@{host}>"));
     match facts.audience {
         Audience::Sender => line(out, &format!("To: <{}>", clean(facts.to))),
@@ -279,7 +274,7 @@ fn text_part(out: &mut String, facts: &DsnFacts<'_>) {
         out,
         &format!(
             "The original message was received at {}",
-            date(arrival.unix_ms)
+            arpa_date(arrival.unix_ms)
         ),
     );
     line(out, &format!("from {}", clean(&came_from(facts.envelope))));
@@ -444,7 +439,10 @@ fn status_part(out: &mut String, facts: &DsnFacts<'_>) {
             .unwrap_or_else(|| format!("[{address}]"));
         line(out, &format!("Received-From-MTA: DNS; {}", clean(&name)));
     }
-    line(out, &format!("Arrival-Date: {}", date(arrival.unix_ms)));
+    line(
+        out,
+        &format!("Arrival-Date: {}", arpa_date(arrival.unix_ms)),
+    );
     for recipient in facts.recipients.iter().take(RECIPIENTS_MAX) {
         line(out, "");
         recipient_fields(out, facts, recipient);
@@ -498,7 +496,10 @@ fn recipient_fields(out: &mut String, facts: &DsnFacts<'_>, recipient: &Reported
     }
     line(
         out,
-        &format!("Last-Attempt-Date: {}", date(recipient.attempted_unix_ms)),
+        &format!(
+            "Last-Attempt-Date: {}",
+            arpa_date(recipient.attempted_unix_ms)
+        ),
     );
     if let (Fate::Delayed, ReportKind::Delay { give_up_age, .. }) = (recipient.fate, facts.kind) {
         let until = facts
@@ -506,7 +507,7 @@ fn recipient_fields(out: &mut String, facts: &DsnFacts<'_>, recipient: &Reported
             .arrival
             .unix_ms
             .saturating_add(u64::try_from(give_up_age.as_millis()).unwrap_or(u64::MAX));
-        line(out, &format!("Will-Retry-Until: {}", date(until)));
+        line(out, &format!("Will-Retry-Until: {}", arpa_date(until)));
     }
 }
 
@@ -630,28 +631,4 @@ fn clean(text: &str) -> String {
         })
         .take(SHOWN_BYTES_MAX)
         .collect()
-}
-
-fn date(unix_ms: u64) -> String {
-    format_date(&timestamp(unix_ms).to_zoned(TimeZone::system()))
-}
-
-/// RFC 5322 3.3, with Sendmail's `GMT` and zone names.
-fn format_date(zoned: &Zoned) -> String {
-    let name = zoned.strftime("%Z").to_string();
-    let format = if zoned.offset().is_zero() && matches!(name.as_str(), "UTC" | "GMT") {
-        "%a, %-d %b %Y %H:%M:%S GMT"
-    } else if name.bytes().all(|b| b.is_ascii_alphabetic()) {
-        "%a, %-d %b %Y %H:%M:%S %z (%Z)"
-    } else {
-        "%a, %-d %b %Y %H:%M:%S %z"
-    };
-    zoned.strftime(format).to_string()
-}
-
-fn timestamp(unix_ms: u64) -> Timestamp {
-    i64::try_from(unix_ms)
-        .ok()
-        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
-        .unwrap_or(Timestamp::UNIX_EPOCH)
 }

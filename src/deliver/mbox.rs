@@ -11,10 +11,8 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, Zoned};
-
 use crate::address::ReversePath;
+use crate::clock::date::ctime;
 
 /// Bytes handled at once; longer lines come in several pieces.
 pub(crate) const PIECE_BYTES: u64 = 64 * 1024;
@@ -39,15 +37,7 @@ pub(crate) fn sender_name(sender: &ReversePath, host_name: &str) -> String {
 /// `From SENDER DATE`, with one blank and the line's end, as Sendmail writes it to files and programs.
 pub(crate) fn from_line(sender: &ReversePath, host_name: &str, unix_ms: u64) -> String {
     let name = sender_name(sender, host_name);
-    format!("From {name} {}\n", unix_from_date(&local_time(unix_ms)))
-}
-
-fn local_time(unix_ms: u64) -> Zoned {
-    i64::try_from(unix_ms)
-        .ok()
-        .and_then(|ms| Timestamp::from_millisecond(ms).ok())
-        .unwrap_or(Timestamp::UNIX_EPOCH)
-        .to_zoned(TimeZone::system())
+    format!("From {name} {}\n", ctime(unix_ms))
 }
 
 /// The two lines before a message: `From ` and `Return-Path`.
@@ -62,14 +52,7 @@ pub(crate) fn preamble(sender: &ReversePath, host_name: &str, unix_ms: u64) -> S
         }
         ReversePath::Mailbox(address) => (address.to_string(), address.to_string()),
     };
-    format!(
-        "From {name}  {}\nReturn-Path: <{path}>\n",
-        unix_from_date(&local_time(unix_ms))
-    )
-}
-
-fn unix_from_date(at: &Zoned) -> String {
-    at.strftime("%a %b %e %H:%M:%S %Y").to_string()
+    format!("From {name}  {}\nReturn-Path: <{path}>\n", ctime(unix_ms))
 }
 
 /// Copies a message's content from its wire form to its mailbox form, with the empty line at the end.
@@ -382,10 +365,6 @@ mod tests {
 
     #[test]
     fn the_preamble_names_the_sender() {
-        let zoned = Timestamp::from_millisecond(1_795_369_372_000)
-            .unwrap()
-            .to_zoned(TimeZone::UTC);
-        assert_eq!(unix_from_date(&zoned), "Sun Nov 22 17:42:52 2026");
         let lines = |path: &ReversePath| {
             let text = preamble(path, "h.test", 1_795_369_372_000);
             let (from, rest) = text.split_once('\n').unwrap();

@@ -32,7 +32,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use super::submit::log::open_maillog;
 use super::wiring;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
@@ -66,7 +65,7 @@ const MARKS: [&[u8]; 3] = [b"@", b"YP_LAST_MODIFIED", b"YP_MASTER_NAME"];
 #[must_use]
 pub fn run(config: &Config, ready: &mut dyn FnMut(&[String])) -> ExitCode {
     let name = crate::config::host::HostName::find(&config.host);
-    let maillog = open_maillog(config, &name);
+    let maillog = wiring::open_maillog(config, &name);
     let complain = |text: &str| {
         eprintln!("mapd: {text}");
         maillog.write(Severity::Error, 0, QueueId::None, &format!("mapd: {text}"));

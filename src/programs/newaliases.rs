@@ -21,7 +21,6 @@ use diligence_maps::{
 };
 
 use super::privileged_part;
-use super::submit::log::open_maillog;
 use super::submit::say;
 use crate::config::host::HostName;
 use crate::config::options::OPTIONS;
@@ -39,7 +38,7 @@ const HOST_NAMES_BYTES_MAX: u64 = 16 << 20;
 #[must_use]
 pub fn run(config: &Config) -> ExitCode {
     let name = HostName::find(&config.host);
-    let maillog = open_maillog(config, &name);
+    let maillog = super::wiring::open_maillog(config, &name);
     let uid = nix::unistd::getuid();
     if !uid.is_root() && config.sandbox.is_none() {
         say("Permission denied (real uid not trusted)");

@@ -157,7 +157,7 @@ impl<'a> Session<'a> {
             user,
             submitter,
             clock: SystemClock::new(),
-            log: SubmitLog::new(log::open_maillog(config, &name)),
+            log: SubmitLog::new(super::wiring::open_maillog(config, &name)),
             outlet: Outlet::new(config, &name.full, verbose),
             host: name.full,
             ids: Arc::default(),

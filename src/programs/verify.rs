@@ -5,11 +5,9 @@
 //!
 //! Source: sendmail(8), `-bv`.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::client_queue::relay_to_mta;
-use super::submit::log::open_maillog;
 use super::submit::say;
 use super::wiring::{self, System};
 use crate::cli::Invocation;
@@ -74,7 +72,7 @@ fn router(config: &Config) -> Result<Router, RouteError> {
         return wiring::client_router(config, &system, relay_to_mta(config));
     }
     let name = HostName::find(&config.host);
-    let maillog = open_maillog(config, &name);
+    let maillog = wiring::open_maillog(config, &name);
     let users = Users::new(
         config.paths.passwd_file.as_deref(),
         config.paths.home_directory.as_deref(),
@@ -82,27 +80,11 @@ fn router(config: &Config) -> Result<Router, RouteError> {
     Router::new(RouterParts::new(
         &config.route,
         name,
-        interface_addresses(),
+        wiring::interface_addresses(),
         Arc::new(users),
         Arc::new(move |text: &str| {
             maillog.write(Severity::Warning, level_of::ALWAYS, QueueId::None, text);
         }),
         wiring::map_opener(config),
     )?)
-}
-
-/// The addresses of this host's interfaces; none if the system does not tell.
-fn interface_addresses() -> Vec<IpAddr> {
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
-        return Vec::new();
-    };
-    interfaces
-        .filter_map(|interface| {
-            let address = interface.address?;
-            address
-                .as_sockaddr_in()
-                .map(|four| IpAddr::V4(four.ip()))
-                .or_else(|| address.as_sockaddr_in6().map(|six| IpAddr::V6(six.ip())))
-        })
-        .collect()
 }

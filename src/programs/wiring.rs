@@ -59,28 +59,13 @@ impl System {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let host = HostName::find(&config.host);
         Self {
-            maillog: maillog(config, &host, Arc::clone(&clock)),
+            maillog: open_maillog(config, &host),
             users: users(config),
             part: None,
             clock,
             host,
         }
     }
-}
-
-/// The maillog of this process. Call it after the last fork: lines bear the process id.
-fn maillog(config: &Config, host: &HostName, clock: Arc<dyn Clock>) -> Maillog {
-    let destination = match &config.log.file {
-        Some(file) => Destination::File(file.clone()),
-        None => Destination::Syslog(config.log.socket.clone()),
-    };
-    let settings = LogSettings {
-        destination,
-        tag: config.log.syslog_tag.clone(),
-        host: host.short().to_owned(),
-        level: config.log.log_level,
-    };
-    Maillog::open(&settings, clock)
 }
 
 /// The users of this host.
@@ -155,8 +140,24 @@ pub fn client_router(config: &Config, system: &System, to: RelayTo) -> Result<Ro
     Router::new(parts).map(|router| router.relaying_all(to))
 }
 
+/// Opens the maillog that the configuration names. Call it after the last fork: lines bear the process id.
+#[must_use]
+pub(super) fn open_maillog(config: &Config, name: &HostName) -> Maillog {
+    let destination = match &config.log.file {
+        Some(file) => Destination::File(file.clone()),
+        None => Destination::Syslog(config.log.socket.clone()),
+    };
+    let settings = LogSettings {
+        destination,
+        tag: config.log.syslog_tag.clone(),
+        host: name.short().to_owned(),
+        level: config.log.log_level,
+    };
+    Maillog::open(&settings, Arc::new(SystemClock::new()))
+}
+
 /// The addresses of this host's interfaces; none if the system does not tell.
-fn interface_addresses() -> Vec<IpAddr> {
+pub(super) fn interface_addresses() -> Vec<IpAddr> {
     let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
         return Vec::new();
     };
@@ -187,7 +188,6 @@ pub fn mailers(
     resolver: Arc<dyn Resolver>,
 ) -> Mailers {
     let own = Arc::clone(router);
-    let timeouts = &config.deliver.timeouts;
     let options = DeliverOptions {
         host_name: router.host_name().to_owned(),
         mailboxes: MailboxOptions {
@@ -219,19 +219,7 @@ pub fn mailers(
             port: SMTP_PORT,
             loopback_only: config.deliver.remote == Remote::LoopbackOnly,
             own_name: Arc::new(move |name| is_own_name(&own, name)),
-            timeouts: SmtpTimeouts {
-                connect: timeouts.connect,
-                iconnect: timeouts.iconnect,
-                initial: timeouts.initial,
-                helo: timeouts.helo,
-                mail: timeouts.mail,
-                rcpt: timeouts.rcpt,
-                datainit: timeouts.datainit,
-                datablock: timeouts.datablock,
-                datafinal: timeouts.datafinal,
-                rset: timeouts.rset,
-                quit: timeouts.quit,
-            },
+            timeouts: SmtpTimeouts::from(&config.deliver.timeouts),
             cache_size: CONNECTION_CACHE_SIZE,
             cache_idle_max: CONNECTION_CACHE_IDLE_MAX,
         },

@@ -11,8 +11,8 @@
 
 use std::ops::Range;
 
-use super::date::{arpa_date, message_id_stamp};
 use super::settings::VERSION;
+use crate::clock::date::{arpa_date, message_id_stamp};
 
 /// Longest Message-Id shown in the log, in bytes.
 const MESSAGE_ID_SHOWN_MAX: usize = 400;

@@ -13,7 +13,6 @@
 mod command;
 pub mod connection;
 mod data;
-mod date;
 pub mod gate;
 mod header;
 mod help;

@@ -18,10 +18,10 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::date::arpa_date;
 use super::message::{Mail, Progress, Reception, ReceptionTrace, spool_refusal};
 use super::settings::{LogLine, Peer, Settings, VERSION};
 use crate::address::{Address, ReversePath};
+use crate::clock::date::arpa_date;
 use crate::envelope::{Arrival, Envelope, MessageId, Recipient};
 use crate::maillog::Severity;
 use crate::route::{Client, Disposition};

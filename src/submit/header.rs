@@ -7,8 +7,8 @@
 //!
 //! Source: RFC 5322 3.6, RFC 6409 8, Sendmail's submit.cf (`H` lines).
 
-use super::date::arpa_date;
 use crate::address::list;
+use crate::clock::date::arpa_date;
 
 /// A field: name and value as they came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -266,13 +266,13 @@ impl Header {
         let date = self
             .unix_from
             .as_deref()
-            .and_then(super::date::unix_from_date)
+            .and_then(crate::clock::date::unix_from_date)
             .unwrap_or(now);
         add("Date", "Resent-Date", &date);
         if let Some(sender) = with.sender {
             add("From", "Resent-From", &mailbox(with.full_name, sender));
         }
-        let stamp = super::date::message_id_stamp(with.unix_ms);
+        let stamp = crate::clock::date::message_id_stamp(with.unix_ms);
         add(
             "Message-Id",
             "Resent-Message-Id",

@@ -9,7 +9,6 @@
 
 pub mod body;
 pub mod collect;
-pub mod date;
 pub mod dead_letter;
 pub mod header;
 pub mod message;

@@ -205,7 +205,7 @@ pub(super) fn save_dead_letter(
             Some(address) => address.to_string(),
             None => "MAILER-DAEMON".to_owned(),
         },
-        crate::submit::date::ctime(now_unix_ms)
+        crate::clock::date::ctime(now_unix_ms)
     );
     let _user_rights = UserRights::take()?;
     if let Some(home) = path.parent().filter(|_| is_sandbox) {

@@ -1,17 +1,11 @@
 //! The lines a submission leaves in the maillog: `from=`, `to=`, warnings and errors, in Sendmail's form.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::failure::Report;
 use super::outlet::Handed;
-use crate::clock::SystemClock;
-use crate::config::Config;
-use crate::config::host::HostName;
 use crate::envelope::{BodyType, ControllingUser, Delivery, MessageId, Outcome};
-use crate::maillog::{
-    Destination, DsnCause, LogSettings, Maillog, QueueId, Received, Severity, ToLine, level_of,
-};
+use crate::maillog::{DsnCause, Maillog, QueueId, Received, Severity, ToLine, level_of};
 use crate::submit::message::Submission;
 
 /// What each recipient adds to a message's priority (RecipientFactor), and what its class takes off (ClassFactor).
@@ -21,22 +15,6 @@ const CLASS_FACTOR: i64 = 1_800;
 /// The maillog, for one submitter.
 pub(super) struct SubmitLog {
     maillog: Maillog,
-}
-
-/// Opens the maillog that the configuration names.
-#[must_use]
-pub(in crate::programs) fn open_maillog(config: &Config, name: &HostName) -> Maillog {
-    let destination = match &config.log.file {
-        Some(file) => Destination::File(file.clone()),
-        None => Destination::Syslog(config.log.socket.clone()),
-    };
-    let settings = LogSettings {
-        destination,
-        tag: config.log.syslog_tag.clone(),
-        host: name.short().to_owned(),
-        level: config.log.log_level,
-    };
-    Maillog::open(&settings, Arc::new(SystemClock::new()))
 }
 
 impl SubmitLog {

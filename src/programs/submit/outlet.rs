@@ -70,17 +70,7 @@ impl<'a> Outlet<'a> {
     /// Hands a submission to the MTA, and what it defers to the client queue. One result for each recipient.
     pub(super) fn send(&mut self, submission: &Submission) -> Vec<Handed> {
         let wire = submission.on_wire(&self.host);
-        let content = {
-            let submission = submission.clone();
-            opener(move || submission.content())
-        };
-        let parcel = Parcel {
-            id: submission.id,
-            envelope: &wire,
-            shown: &submission.shown,
-            content,
-            content_bytes: submission.content_bytes(),
-        };
+        let parcel = parcel_of(submission, &wire);
         let outcomes = self.attempt(&parcel);
         self.store_deferred(&parcel, outcomes)
     }
@@ -88,17 +78,7 @@ impl<'a> Outlet<'a> {
     /// Puts a submission into the client queue without trying.
     pub(super) fn queue(&self, submission: &Submission) -> Vec<Handed> {
         let wire = submission.on_wire(&self.host);
-        let content = {
-            let submission = submission.clone();
-            opener(move || submission.content())
-        };
-        let parcel = Parcel {
-            id: submission.id,
-            envelope: &wire,
-            shown: &submission.shown,
-            content,
-            content_bytes: submission.content_bytes(),
-        };
+        let parcel = parcel_of(submission, &wire);
         let queued = Outcome::new(Delivery::Deferred, Status::OK, MAILER, QUEUED);
         let outcomes = vec![queued; wire.recipients.len()];
         self.store_deferred(&parcel, outcomes)
@@ -209,6 +189,17 @@ enum StoreError {
     Limit(u32),
     #[error(transparent)]
     Spool(#[from] SpoolError),
+}
+
+fn parcel_of<'a>(submission: &'a Submission, wire: &'a Envelope) -> Parcel<'a> {
+    let content = submission.clone();
+    Parcel {
+        id: submission.id,
+        envelope: wire,
+        shown: &submission.shown,
+        content: opener(move || content.content()),
+        content_bytes: submission.content_bytes(),
+    }
 }
 
 fn opener(open: impl Fn() -> Box<dyn Read + Send> + Send + Sync + 'static) -> ContentOpener {

@@ -172,7 +172,6 @@ fn never_answered(outcome: &Outcome) -> bool {
 }
 
 fn smtp_options(config: &Config, host: &str) -> SmtpOptions {
-    let timeouts = &config.deliver.timeouts;
     SmtpOptions {
         helo_name: config
             .deliver
@@ -182,19 +181,7 @@ fn smtp_options(config: &Config, host: &str) -> SmtpOptions {
         port: crate::deliver::smtp::SMTP_PORT,
         loopback_only: config.deliver.remote == Remote::LoopbackOnly,
         own_name: Arc::new(|_| false),
-        timeouts: crate::deliver::SmtpTimeouts {
-            connect: timeouts.connect,
-            iconnect: timeouts.iconnect,
-            initial: timeouts.initial,
-            helo: timeouts.helo,
-            mail: timeouts.mail,
-            rcpt: timeouts.rcpt,
-            datainit: timeouts.datainit,
-            datablock: timeouts.datablock,
-            datafinal: timeouts.datafinal,
-            rset: timeouts.rset,
-            quit: timeouts.quit,
-        },
+        timeouts: crate::deliver::SmtpTimeouts::from(&config.deliver.timeouts),
         cache_size: 1,
         cache_idle_max: IDLE_MAX,
     }

@@ -1,6 +1,7 @@
-//! Dates as header fields show them. Pure but for the system's time zone files.
+//! Points in time as header fields and mailboxes show them (L0). Pure but for the system's time zone files, which jiff
+//! caches; a time that no calendar has is shown as the epoch.
 //!
-//! Source: RFC 5322 3.3; Sendmail's macros `$a`, `$b`, `$t`.
+//! Source: RFC 5322 3.3; Sendmail's macros `$a`, `$b`, `$t`; ctime(3).
 
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
@@ -24,10 +25,11 @@ pub fn message_id_stamp(unix_ms: u64) -> String {
 /// `Sun Nov 22 17:12:53 2026`, in the system's time zone: the date of a mailbox's `From ` line.
 #[must_use]
 pub fn ctime(unix_ms: u64) -> String {
-    timestamp(unix_ms)
-        .to_zoned(TimeZone::system())
-        .strftime("%a %b %e %H:%M:%S %Y")
-        .to_string()
+    format_ctime(&timestamp(unix_ms).to_zoned(TimeZone::system()))
+}
+
+fn format_ctime(zoned: &Zoned) -> String {
+    zoned.strftime("%a %b %e %H:%M:%S %Y").to_string()
 }
 
 /// The date of a mailbox's `From name Mon Jan  1 00:00:00 2001` line as a Date field shows it, if it has one.
@@ -84,6 +86,8 @@ mod tests {
             format_zoned(&at.to_zoned(odd)),
             "Sun, 22 Nov 2026 20:42:33 +0330"
         );
+        let at = at.to_zoned(TimeZone::UTC);
+        assert_eq!(format_ctime(&at), "Sun Nov 22 17:12:33 2026");
         assert_eq!(message_id_stamp(1_795_367_553_000), "202611221712");
         assert!(arpa_date(u64::MAX).contains("1970"));
     }
