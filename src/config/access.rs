@@ -69,25 +69,13 @@ pub enum DelayChecks {
     Hater,
 }
 
-impl DelayChecks {
-    const ALL: [(Self, &str); 4] = [
+impl Word for DelayChecks {
+    const ALL: &'static [(Self, &'static str)] = &[
         (Self::Off, "false"),
         (Self::On, "true"),
         (Self::Friend, "friend"),
         (Self::Hater, "hater"),
     ];
-
-    /// By its word.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        by_word(&Self::ALL, text)
-    }
-
-    /// Its word.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        word_of(&Self::ALL, self)
-    }
 }
 
 /// FEATURE(relay_mail_from).
@@ -102,24 +90,12 @@ pub enum RelayMailFrom {
     Domain,
 }
 
-impl RelayMailFrom {
-    const ALL: [(Self, &str); 3] = [
+impl Word for RelayMailFrom {
+    const ALL: &'static [(Self, &'static str)] = &[
         (Self::No, "false"),
         (Self::Address, "true"),
         (Self::Domain, "domain"),
     ];
-
-    /// By its word.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        by_word(&Self::ALL, text)
-    }
-
-    /// Its word.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        word_of(&Self::ALL, self)
-    }
 }
 
 /// FEATURE(ratecontrol), FEATURE(conncontrol).
@@ -134,34 +110,41 @@ pub enum Control {
     Terminate,
 }
 
-impl Control {
-    const ALL: [(Self, &str); 3] = [
+impl Word for Control {
+    const ALL: &'static [(Self, &'static str)] = &[
         (Self::Off, "false"),
         (Self::On, "true"),
         (Self::Terminate, "terminate"),
     ];
+}
 
-    /// By its word.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        by_word(&Self::ALL, text)
+/// The value of an option that is one of a few words.
+pub trait Word: Copy + PartialEq + 'static {
+    /// Every value and its word.
+    const ALL: &'static [(Self, &'static str)];
+
+    /// By its word, in any case.
+    fn parse(text: &str) -> Option<Self> {
+        let is_meant = |(_, word): &&(Self, &str)| word.eq_ignore_ascii_case(text.trim());
+        Self::ALL.iter().find(is_meant).map(|(value, _)| *value)
     }
 
     /// Its word.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        word_of(&Self::ALL, self)
+    fn name(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(known, _)| *known == self);
+        found.map_or("", |(_, word)| *word)
     }
 }
 
-fn by_word<T: Copy>(all: &[(T, &str)], text: &str) -> Option<T> {
-    let is_meant = |(_, word): &&(T, &str)| word.eq_ignore_ascii_case(text.trim());
-    all.iter().find(is_meant).map(|(value, _)| *value)
-}
-
-fn word_of<T: Copy + PartialEq>(all: &[(T, &'static str)], value: T) -> &'static str {
-    let found = all.iter().find(|(known, _)| *known == value);
-    found.map_or("", |(_, word)| *word)
+/// As [`Word::parse`].
+///
+/// # Errors
+/// Which words there are, for the operator.
+pub(super) fn word<T: Word>(text: &str) -> Result<T, String> {
+    T::parse(text).ok_or_else(|| {
+        let words: Vec<&str> = T::ALL.iter().map(|(_, word)| *word).collect();
+        format!("`{text}' is not one of {}", words.join(", "))
+    })
 }
 
 /// A list of clients in DNS (RFC 5782).

@@ -8,9 +8,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::access::DnsList;
 use super::duration::{TimeUnit, parse_time, print_time};
 use super::size::ByteSize;
-use super::{Config, LIST_LEN_MAX};
+use super::{Config, LIST_LEN_MAX, host};
 
 /// The longest text value, in bytes.
 const TEXT_LEN_MAX: usize = 4_096;
@@ -58,6 +59,7 @@ impl Given {
 type SetText = fn(&mut Config, &str) -> Result<(), String>;
 
 /// Type, range and place of an option's value.
+#[derive(Clone, Copy)]
 pub(super) enum Access {
     /// A file or directory; see [`Config::place_path`].
     Path(fn(&mut Config) -> &mut PathBuf),
@@ -104,6 +106,15 @@ pub(super) enum Access {
     Text(fn(&mut Config) -> &mut String),
     /// Text; empty for none.
     TextOrNone(fn(&mut Config) -> &mut Option<String>),
+    /// A domain name; empty for none.
+    Domain(fn(&mut Config) -> &mut Option<String>),
+    /// Where mail is sent on to, `[MAILER:]HOST` and the like; empty for none.
+    SentOn(fn(&mut Config) -> &mut Option<String>),
+    /// Lists in DNS.
+    DnsLists {
+        field: fn(&mut Config) -> &mut Vec<DnsList>,
+        has_patterns: bool,
+    },
     /// A map specification; empty for none.
     Map(fn(&mut Config) -> &mut Option<String>),
     /// Words without blanks, such as names and domains.
@@ -213,7 +224,13 @@ impl Access {
                 };
                 *field(config) = spec;
             }
+            Self::Domain(field) => *field(config) = domain_or_none(&given.text()?)?,
+            Self::SentOn(field) => *field(config) = sent_on_or_none(&given.text()?)?,
             Self::Words(field) => {
+                field(config).clear();
+                self.append(config, given)?;
+            }
+            Self::DnsLists { field, .. } => {
                 field(config).clear();
                 self.append(config, given)?;
             }
@@ -258,6 +275,24 @@ impl Access {
                     return Err(format!("has more than {LIST_LEN_MAX} values"));
                 }
                 field(config).push(word.to_owned());
+            }
+            return Ok(());
+        }
+        if let Self::DnsLists {
+            field,
+            has_patterns,
+        } = self
+        {
+            let texts = match given {
+                Given::List(texts) => texts.clone(),
+                other => vec![other.text()?],
+            };
+            for text in texts.iter().filter(|text| !text.trim().is_empty()) {
+                let text = Given::Text(text.clone()).text()?;
+                if field(config).len() >= LIST_LEN_MAX {
+                    return Err(format!("has more than {LIST_LEN_MAX} values"));
+                }
+                field(config).push(DnsList::parse(text.trim(), *has_patterns)?);
             }
             return Ok(());
         }
@@ -321,7 +356,12 @@ impl Access {
             Self::Flag(field) => Shown::Bare(field(copy).to_string()),
             Self::Text(field) => Shown::Text(field(copy).clone()),
             Self::TextOrNone(field) => Shown::Text(field(copy).clone().unwrap_or_default()),
-            Self::Map(field) => Shown::Text(field(copy).clone().unwrap_or_default()),
+            Self::Map(field) | Self::Domain(field) | Self::SentOn(field) => {
+                Shown::Text(field(copy).clone().unwrap_or_default())
+            }
+            Self::DnsLists { field, .. } => {
+                Shown::List(field(copy).iter().map(DnsList::show).collect())
+            }
             Self::Words(field) => Shown::List(field(copy).clone()),
             Self::Form { show, .. } => Shown::Text(show(config)),
             Self::Several { show, .. } => Shown::List(show(config)),
@@ -354,6 +394,12 @@ impl Access {
             Self::Text(_) => "text".to_owned(),
             Self::TextOrNone(_) => "text, empty for none".to_owned(),
             Self::Map(_) => "map specification, empty for none".to_owned(),
+            Self::Domain(_) => "domain name, empty for none".to_owned(),
+            Self::SentOn(_) => "[MAILER:]HOST, local:USER or error:..; empty for none".to_owned(),
+            Self::DnsLists { has_patterns, .. } => {
+                let patterns = if *has_patterns { "; ADDRESS.." } else { "" };
+                format!("list of ZONE; TEXT; t{patterns}")
+            }
             Self::Words(_) => "list of words".to_owned(),
             Self::Form { form, .. } => (*form).to_owned(),
             Self::Several { form, .. } => format!("list of {form}"),
@@ -412,5 +458,29 @@ fn flag(given: &Given) -> Result<bool, String> {
             _ => Err(format!("`{text}' is not true or false")),
         },
         Given::Integer(_) | Given::List(_) => Err("is not true or false".to_owned()),
+    }
+}
+
+fn sent_on_or_none(text: &str) -> Result<Option<String>, String> {
+    let text = text.trim();
+    match text.split_once(':') {
+        _ if text.is_empty() => Ok(None),
+        Some((mailer, _)) if mailer.eq_ignore_ascii_case("error") => Ok(Some(text.to_owned())),
+        _ if text.contains(char::is_whitespace) || text.ends_with('@') => {
+            Err(format!("`{text}' is not [MAILER:]HOST"))
+        }
+        _ => Ok(Some(text.to_owned())),
+    }
+}
+
+fn domain_or_none(text: &str) -> Result<Option<String>, String> {
+    let text = text.trim().trim_end_matches('.');
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if host::is_domain_name(text) {
+        Ok(Some(text.to_owned()))
+    } else {
+        Err(format!("`{text}' is not a domain name"))
     }
 }
