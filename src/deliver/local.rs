@@ -1,10 +1,11 @@
 //! The mailer `local` (L2): messages into the mailboxes of this host's users.
 //!
 //! Guarantees: an outcome says delivered only after a sync that covers the message's bytes. Messages that arrive for a
-//! mailbox while another is being synced share the next opening, lock and sync, so that a queue full of mail for one
-//! user costs one sync a batch. All file work is done by one worker a mailbox on the blocking pool, which lives while
-//! there is work. Trouble with a mailbox defers; a user who no longer exists is the one permanent failure.
-//! Limits: [`BATCH_MESSAGES_MAX`], [`BATCH_BYTES_MAX`], [`WAITING_MAX`], the wait for locks in [`MailboxOptions`].
+//! mailbox while others are served share its next opening, lock and sync. A few workers on the blocking pool, which live
+//! while there is work, take the mailboxes in turns: the more mail waits, the more of it shares a sync, and the system
+//! joins the flushes of several mailboxes. What waits takes no place of what may be attempted at once.
+//! Trouble with a mailbox defers; a user who no longer exists is the one permanent failure.
+//! Limits: [`BATCH_MESSAGES_MAX`], [`BATCH_BYTES_MAX`], [`WAITING_MAX`], [`WORKERS_MAX`], the wait for locks in [`MailboxOptions`].
 //! Source: mail.local(8), and Sendmail's words for its outcomes.
 
 use std::collections::{HashMap, VecDeque};
@@ -18,7 +19,7 @@ use tokio::sync::oneshot;
 
 use super::mailbox::{MailboxError, OpenMailbox};
 use super::mbox;
-use super::{Attempt, ContentOpener, MailboxOwner, OwnerLookup, Results, say};
+use super::{Attempt, ContentOpener, MailboxOwner, OwnerLookup, Place, Results, say};
 use crate::address::ReversePath;
 use crate::clock::Clock;
 use crate::envelope::{Delivery, Outcome};
@@ -31,6 +32,8 @@ pub const BATCH_MESSAGES_MAX: usize = 256;
 pub const BATCH_BYTES_MAX: u64 = 16 << 20;
 /// Messages that may wait for one mailbox; more are deferred.
 pub const WAITING_MAX: usize = 10_000;
+/// Mailboxes that are served at once.
+pub const WORKERS_MAX: usize = 24;
 /// The mailer's name in the log.
 const MAILER: &str = "local";
 
@@ -57,8 +60,16 @@ struct Shared {
     options: MailboxOptions,
     owners: OwnerLookup,
     clock: Arc<dyn Clock>,
-    /// What waits for each mailbox. A mailbox has an entry exactly while it has a worker.
-    waiting: Mutex<HashMap<String, VecDeque<Job>>>,
+    waiting: Mutex<Waiting>,
+}
+
+/// What waits, and who works. A mailbox has an entry while it has a worker or is among those ready, and is never both.
+#[derive(Default)]
+struct Waiting {
+    mailboxes: HashMap<String, VecDeque<Job>>,
+    /// Mailboxes that messages wait for and nobody serves, in their turns.
+    ready: VecDeque<String>,
+    workers: usize,
 }
 
 /// One message for one mailbox.
@@ -82,14 +93,14 @@ impl Mailboxes {
                 options,
                 owners,
                 clock,
-                waiting: Mutex::new(HashMap::new()),
+                waiting: Mutex::default(),
             }),
             file_size_signal: Mutex::new(None),
         }
     }
 
-    /// Delivers to each recipient's mailbox. Blocks: never; waits for the workers.
-    pub(crate) async fn deliver(&self, attempt: &Attempt, results: &mut Results) {
+    /// Delivers to each recipient's mailbox. Blocks: never; waits for the workers, without its place.
+    pub(crate) async fn deliver(&self, attempt: &Attempt, place: Place, results: &mut Results) {
         self.survive_file_size_limit();
         let mut pending = Vec::with_capacity(attempt.recipients.len());
         for recipient in &attempt.recipients {
@@ -98,6 +109,7 @@ impl Mailboxes {
             });
             pending.push(self.enqueue(&recipient.user, attempt));
         }
+        drop(place);
         for (position, (recipient, pending)) in attempt.recipients.iter().zip(pending).enumerate() {
             let outcome = match pending {
                 Ok(done) => done
@@ -130,16 +142,20 @@ impl Mailboxes {
             done,
         };
         let mut waiting = lock(&self.shared.waiting);
-        if let Some(queue) = waiting.get_mut(user) {
+        if let Some(queue) = waiting.mailboxes.get_mut(user) {
             if queue.len() >= WAITING_MAX {
                 return Err(deferred("too many messages wait for the mailbox"));
             }
             queue.push_back(job);
-        } else {
-            waiting.insert(user.to_owned(), VecDeque::from([job]));
+            return Ok(receiver);
+        }
+        let queue = VecDeque::from([job]);
+        waiting.mailboxes.insert(user.to_owned(), queue);
+        waiting.ready.push_back(user.to_owned());
+        if waiting.workers < WORKERS_MAX {
+            waiting.workers += 1;
             let shared = Arc::clone(&self.shared);
-            let user = user.to_owned();
-            tokio::task::spawn_blocking(move || shared.work(&user));
+            tokio::task::spawn_blocking(move || shared.work());
         }
         Ok(receiver)
     }
@@ -155,20 +171,32 @@ impl Mailboxes {
 }
 
 impl Shared {
-    /// Serves a mailbox until nothing waits for it.
-    fn work(&self, user: &str) {
+    /// Serves mailboxes in turns until nothing waits for any.
+    fn work(&self) {
+        let mut served: Option<String> = None;
         loop {
-            let batch = {
+            let (user, batch) = {
                 let mut waiting = lock(&self.waiting);
-                let batch = waiting.get_mut(user).map(take_batch).unwrap_or_default();
-                if batch.is_empty() {
-                    waiting.remove(user);
-                    return;
+                let Waiting {
+                    mailboxes, ready, ..
+                } = &mut *waiting;
+                if let Some(user) = served.take() {
+                    if mailboxes.get(&user).is_some_and(|queue| !queue.is_empty()) {
+                        ready.push_back(user);
+                    } else {
+                        mailboxes.remove(&user);
+                    }
                 }
-                batch
+                let Some(user) = ready.pop_front() else {
+                    waiting.workers -= 1;
+                    return;
+                };
+                let batch = mailboxes.get_mut(&user).map(take_batch);
+                (user, batch.unwrap_or_default())
             };
             // A panic drops the batch, which its waiters see as a deferral; the worker goes on.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.serve(user, batch)));
+            let _ = catch_unwind(AssertUnwindSafe(|| self.serve(&user, batch)));
+            served = Some(user);
         }
     }
 
@@ -194,6 +222,15 @@ impl Shared {
         };
         let mut mailbox = match opened {
             Ok(mailbox) => mailbox,
+            Err(error @ MailboxError::Locked { .. }) => {
+                // What came meanwhile would wait as long again.
+                let later = lock(&self.waiting)
+                    .mailboxes
+                    .get_mut(user)
+                    .map(std::mem::take);
+                let all = batch.into_iter().chain(later.into_iter().flatten());
+                return answer_all(all, &outcome_of(&error));
+            }
             Err(error) => return answer_all(batch, &outcome_of(&error)),
         };
         let mut appended = Vec::with_capacity(batch.len());
@@ -263,7 +300,7 @@ fn take_batch(queue: &mut VecDeque<Job>) -> Vec<Job> {
     batch
 }
 
-fn answer_all(batch: Vec<Job>, outcome: &Outcome) {
+fn answer_all(batch: impl IntoIterator<Item = Job>, outcome: &Outcome) {
     for job in batch {
         answer(job, outcome.clone());
     }

@@ -114,6 +114,23 @@ pub type ContentOpener = Arc<dyn Fn() -> io::Result<Box<dyn Read + Send>> + Send
 /// end. Must not block.
 pub type Verbose = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// The right to be one of the messages that are attempted at once; it ends when its last clone is dropped. Mailers whose
+/// own workers bound what is done at once let go of it while their recipients wait for them.
+#[derive(Clone, Default)]
+pub struct Place {
+    _held: Option<Arc<dyn Send + Sync>>,
+}
+
+impl Place {
+    /// A right that ends when `held` is dropped. The default one is nobody's, and ends unnoticed.
+    #[must_use]
+    pub fn new(held: impl Send + Sync + 'static) -> Self {
+        Self {
+            _held: Some(Arc::new(held)),
+        }
+    }
+}
+
 /// One message for recipients with the same [`Destination`].
 #[derive(Clone)]
 pub struct Attempt {
@@ -131,6 +148,8 @@ pub struct Attempt {
     pub is_first: bool,
     /// Who wants to watch. The mailers say every line that belongs to the attempt, its result included.
     pub verbose: Option<Verbose>,
+    /// What it takes of all that may be attempted at once.
+    pub place: Place,
 }
 
 /// Whom a mailbox must belong to.
@@ -205,8 +224,9 @@ impl Mailers {
     pub async fn attempt(
         &self,
         destination: &Destination,
-        attempt: Attempt,
+        mut attempt: Attempt,
     ) -> Vec<(RecipientId, Outcome)> {
+        let place = std::mem::take(&mut attempt.place);
         let ids: Vec<RecipientId> = attempt.recipients.iter().map(|r| r.id).collect();
         let mut results = Results::new(ids.len());
         let mailer = destination.mailer();
@@ -220,7 +240,9 @@ impl Mailers {
                 Destination::Named { mailer, host } => {
                     Box::pin(self.named.deliver(mailer, host, &attempt, &mut results))
                 }
-                Destination::Mailbox => Box::pin(self.mailboxes.deliver(&attempt, &mut results)),
+                Destination::Mailbox => {
+                    Box::pin(self.mailboxes.deliver(&attempt, place, &mut results))
+                }
                 Destination::Smtp { mailer, hop } => {
                     Box::pin(self.smtp.deliver(mailer, hop, &attempt, &mut results))
                 }

@@ -19,7 +19,9 @@ use super::scheduler::due_after;
 use super::{Shared, UNREADABLE_MAX, locked};
 use crate::address::{Address, ReversePath};
 use crate::deliver::dsn::{Fate, RETURNED_BYTES_MAX};
-use crate::deliver::{Attempt, ContentOpener, DeliveryRecipient, Destination, NextHop, Verbose};
+use crate::deliver::{
+    Attempt, ContentOpener, DeliveryRecipient, Destination, NextHop, Place, Verbose,
+};
 use crate::envelope::{
     ControllingUser, Delivery, Envelope, Outcome, Recipient, RecipientId, RecipientState,
 };
@@ -60,6 +62,19 @@ struct Group {
 struct Ended {
     outcomes: Vec<(RecipientId, Outcome)>,
     took: Option<Duration>,
+}
+
+/// A message's place, which others may have as soon as it is dropped.
+struct OwnPlace {
+    permit: Option<OwnedSemaphorePermit>,
+    shared: Arc<Shared>,
+}
+
+impl Drop for OwnPlace {
+    fn drop(&mut self) {
+        self.permit = None;
+        self.shared.wake.notify_one();
+    }
 }
 
 /// Works on one message until it is recorded, or given back.
@@ -136,10 +151,13 @@ pub(super) async fn run(
             }
         }
     };
-    let ended = attempt(&shared, &plan, slots, verbose.as_ref()).await;
+    let place = Place::new(OwnPlace {
+        permit: Some(place),
+        shared: Arc::clone(&shared),
+    });
+    let ended = attempt(&shared, &plan, slots, place, verbose.as_ref()).await;
     record(&shared, lease, plan, ended, window).await;
     shared.unwatch(id);
-    drop(place);
 }
 
 /// Reads and routes a message. `None` if there is nothing to do for it. Blocks: disk, and as routing does.
@@ -314,6 +332,7 @@ async fn attempt(
     shared: &Arc<Shared>,
     plan: &Plan,
     slots: Vec<(usize, HostSlot)>,
+    place: Place,
     verbose: Option<&Verbose>,
 ) -> Vec<Ended> {
     let id = plan.message.id;
@@ -345,6 +364,7 @@ async fn attempt(
             content_bytes: plan.message.content_bytes,
             verbose: verbose.cloned(),
             is_first: tries_of(&plan.message) == 0,
+            place: place.clone(),
         };
         let work = (shared.deliver)(group.destination.clone(), attempt);
         let clock = Arc::clone(&shared.clock);
@@ -358,6 +378,7 @@ async fn attempt(
             }
         });
     }
+    drop(place);
     if attempts.len() == 1 {
         return match attempts.pop() {
             Some(only) => vec![only.await],

@@ -6,9 +6,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use diligence::deliver::{Attempt, Destination, Mailers};
+use diligence::deliver::local::{BATCH_MESSAGES_MAX, WORKERS_MAX};
+use diligence::deliver::{Attempt, Destination, Mailers, Place};
 use diligence::envelope::{Delivery, Outcome};
 use diligence::status::Status;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -233,6 +235,94 @@ async fn two_writers_at_once_lose_and_mix_nothing() {
     subjects.sort();
     subjects.dedup();
     assert_eq!(subjects.len(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_mailboxes_than_workers_take_turns_and_lose_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mailers = mailers(options(folder.path()));
+    let users: Vec<String> = (0..3 * WORKERS_MAX).map(|n| format!("u{n}")).collect();
+    let mut tasks = Vec::new();
+    for number in 0..10 {
+        for user in &users {
+            let (mailers, user) = (mailers.clone(), user.clone());
+            tasks.push(tokio::spawn(async move {
+                let content = format!("Subject: {number}\r\n\r\n{user}\r\n");
+                deliver(&mailers, attempt(&[&user], content.as_bytes())).await
+            }));
+        }
+    }
+    for task in tasks {
+        assert_eq!(task.await.unwrap().text, "Sent");
+    }
+    for user in &users {
+        let mut subjects: Vec<String> = messages(&folder.path().join(user))
+            .iter()
+            .map(|message| {
+                assert!(message.ends_with(&format!("\n\n{user}\n\n")));
+                message.lines().nth(1).unwrap().to_owned()
+            })
+            .collect();
+        subjects.sort();
+        let expected: Vec<String> = (0..10).map(|n| format!("Subject: {n}")).collect();
+        assert_eq!(subjects, expected, "{user}");
+        assert!(!folder.path().join(format!("{user}.lock")).exists());
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_a_mailbox_takes_no_place() {
+    struct Held(Arc<AtomicBool>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut patient = options(folder.path());
+    patient.mailboxes.lock_wait_max = Duration::from_secs(60);
+    let mailers = mailers(patient);
+    let lock = folder.path().join("bob.lock");
+    fs::write(&lock, "1\n").unwrap();
+    let is_free = Arc::new(AtomicBool::new(false));
+    let mut waiting = attempt(&["bob"], CONTENT);
+    waiting.place = Place::new(Held(Arc::clone(&is_free)));
+    let waiting = tokio::spawn(async move { deliver(&mailers, waiting).await });
+    let freed = async {
+        while !is_free.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), freed)
+        .await
+        .unwrap();
+    assert!(!waiting.is_finished());
+    fs::remove_file(&lock).unwrap();
+    assert_eq!(waiting.await.unwrap().text, "Sent");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_behind_a_lock_shares_the_wait_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mailers = mailers(options(folder.path()));
+    let lock = folder.path().join("bob.lock");
+    fs::write(&lock, "1\n").unwrap();
+    let mut tasks = Vec::new();
+    for _ in 0..BATCH_MESSAGES_MAX + 50 {
+        let mailers = mailers.clone();
+        tasks.push(tokio::spawn(async move {
+            deliver(&mailers, attempt(&["bob"], CONTENT)).await
+        }));
+    }
+    for task in tasks {
+        let outcome = task.await.unwrap();
+        assert_eq!(outcome.result, Delivery::Deferred);
+        assert!(outcome.text.ends_with("bob is locked"), "{}", outcome.text);
+    }
+    fs::remove_file(&lock).unwrap();
+    let outcome = deliver(&mailers, attempt(&["bob"], CONTENT)).await;
+    assert_eq!(outcome.text, "Sent");
+    assert_eq!(messages(&folder.path().join("bob")).len(), 1);
 }
 
 #[tokio::test]

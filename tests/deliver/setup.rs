@@ -9,7 +9,7 @@ use diligence::address::{Address, ReversePath};
 use diligence::clock::SystemClock;
 use diligence::deliver::{
     Attempt, DeliverOptions, DeliveryRecipient, MailboxOptions, MailboxOwner, Mailers,
-    NamedOptions, OwnerLookup, SmtpOptions, SmtpTimeouts, Verbose,
+    NamedOptions, OwnerLookup, Place, SmtpOptions, SmtpTimeouts, Verbose,
 };
 use diligence::dns::{Resolver, TableResolver};
 use diligence::envelope::{Envelope, MessageId, Recipient, RecipientId};
@@ -95,6 +95,7 @@ pub(crate) fn attempt(users: &[&str], content: &[u8]) -> Attempt {
         content: Arc::new(move || Ok(Box::new(Cursor::new(Arc::clone(&content))))),
         is_first: true,
         verbose: None,
+        place: Place::default(),
     }
 }
 

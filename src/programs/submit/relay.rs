@@ -15,7 +15,7 @@ use crate::clock::SystemClock;
 use crate::config::{Config, HostPort, Remote};
 use crate::deliver::{
     Attempt, ContentOpener, DeliverOptions, DeliveryRecipient, Destination, MailboxOptions,
-    Mailers, NamedOptions, NextHop, SmtpOptions, Verbose,
+    Mailers, NamedOptions, NextHop, Place, SmtpOptions, Verbose,
 };
 use crate::dns::{ResolverOptions, SystemResolver};
 use crate::envelope::{Delivery, Envelope, MessageId, Outcome, RecipientId};
@@ -127,6 +127,7 @@ impl Relay {
             content_bytes: parcel.content_bytes,
             is_first: true,
             verbose: self.verbose.clone(),
+            place: Place::default(),
         };
         let results = self
             .runtime
