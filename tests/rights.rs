@@ -122,10 +122,15 @@ impl Place {
 
     /// Starts the daemon in the foreground.
     fn start(&self) -> Running {
+        self.start_after("true")
+    }
+
+    /// Starts it after a command in its mount namespace.
+    fn start_after(&self, prepare: &str) -> Running {
         let _ = fs::remove_file(self.path("run/smtp"));
         let script = format!(
             "mount --bind '{root}' {PLACE} && mount --bind {PLACE}/etc/passwd /etc/passwd && \
-             mount --bind {PLACE}/etc/group /etc/group && '{sendmail}' -C {PLACE}/sendmail.toml -bi >/dev/null && exec '{sendmail}' -C {PLACE}/sendmail.toml -bD",
+             mount --bind {PLACE}/etc/group /etc/group && '{sendmail}' -C {PLACE}/sendmail.toml -bi >/dev/null && {prepare} && exec '{sendmail}' -C {PLACE}/sendmail.toml -bD",
             root = self.root.path().display(),
             sendmail = env!("CARGO_BIN_EXE_sendmail"),
         );
@@ -249,7 +254,8 @@ fn each_delivery_has_its_users_rights_and_the_daemon_has_none() {
     }
     assert_eq!(status_line(daemon, "NoNewPrivs:"), ["1"]);
     let part = i32::try_from(running.part.id()).unwrap();
-    assert_eq!(status_line(part, "Threads:"), ["1"]);
+    // One for each connection, and the one that waits for the daemon's end.
+    assert_eq!(status_line(part, "Threads:"), ["33"]);
     assert_eq!(owner_and_mode(&place.path("mqueue")), (DAEMON_UID, 0o700));
     let pid = place.text("pid");
     assert_eq!(pid.lines().next(), Some(part.to_string().as_str()));
@@ -374,5 +380,76 @@ fn either_half_killed_ends_the_other_and_nothing_is_lost() {
         status_line(running.daemon(), "Uid:"),
         vec![DAEMON_UID.to_string(); 4]
     );
+    running.stop();
+}
+
+/// A file system that never answers, as that of a server that is gone, is one of FUSE's that nobody serves.
+#[test]
+fn a_home_that_hangs_holds_up_nobody_elses_mail() {
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    if !can_run() {
+        return;
+    }
+    if !Path::new("/dev/fuse").exists() {
+        println!("SKIPPED: needs /dev/fuse");
+        return;
+    }
+    let place = Place::new();
+    let config = place.text("sendmail.toml") + "[timeout]\nfileopen = \"5s\"\n";
+    place.write("sendmail.toml", &config);
+    let release = place.path("release");
+    nix::unistd::mkfifo(&release, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let running = place.start_after(&format!(
+        "exec 3<>/dev/fuse && mount -i -t fuse hangs {PLACE}/home/bob -o fd=3,rootmode=40000,user_id=0,group_id=0,allow_other && \
+         {{ timeout 300 cat {PLACE}/release >/dev/null & exec 3>&-; }}"
+    ));
+    // More than may be asked for at once for one user.
+    for number in 0..6 {
+        running.send(&["bob"], &format!("waits {number}"));
+    }
+    for number in 0..3 {
+        let text = format!("passes {number}");
+        running.send(&["eve"], &text);
+        wait_for(&text, || {
+            place.text("mail/eve").contains(&text).then_some(())
+        });
+    }
+    let log = place.log_says("no answer from the privileged part within 5 s");
+    assert!(log.contains("Deferred"), "{log}");
+    // Then nobody waits for it any more.
+    running.send(&["bob"], "waits as well");
+    place.log_says(&format!("the files of user {BOB} do not answer"));
+    running.send(&["eve"], "still passes");
+    wait_for("eve's mail", || {
+        place
+            .text("mail/eve")
+            .contains("still passes")
+            .then_some(())
+    });
+    assert!(!place.path("mail/bob").exists());
+
+    // The server is back.
+    fs::write(&release, "").unwrap();
+    let part = running.part.id().to_string();
+    let home = format!("{PLACE}/home/bob");
+    wait_for("the file system to go", || {
+        Command::new("nsenter")
+            .args(["-t", &part, "-m", "umount", &home])
+            .status()
+            .is_ok_and(|status| status.success())
+            .then_some(())
+    });
+    let part = Pid::from_raw(i32::try_from(running.part.id()).unwrap());
+    wait_for("bob's mail", || {
+        // An alarm runs the queue.
+        kill(part, Signal::SIGALRM).unwrap();
+        let mailbox = place.text("mail/bob");
+        (0..6)
+            .map(|number| format!("waits {number}"))
+            .chain(["waits as well".to_owned()])
+            .all(|text| mailbox.contains(&text))
+            .then_some(())
+    });
     running.stop();
 }

@@ -197,7 +197,6 @@ pub static NOT_HONOURED: &[NotHonoured] = &[
     not("Timeout.aconnect").accepts(ZERO),
     not("Timeout.auth"),
     not("Timeout.control"),
-    not("Timeout.fileopen"),
     not("Timeout.hoststatus"),
     not("Timeout.ident").accepts(ZERO),
     not("Timeout.lhlo"),

@@ -284,6 +284,8 @@ pub struct DeliverOptions {
     pub mailers: Vec<MailerDefinition>,
     /// How long a program of an alias or a `.forward` may take.
     pub program_time_limit: Duration,
+    /// How long the privileged part may take to open a file or to start a program.
+    pub file_open_limit: Duration,
     /// Which hosts may be contacted at all.
     pub remote: Remote,
     /// SMTP client timeouts.

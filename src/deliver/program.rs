@@ -13,7 +13,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -134,11 +134,15 @@ async fn run(program: &Program, content: &ContentOpener) -> Result<Ran, Trouble>
     let ((input_read, input_write), (output_read, output_write)) =
         pipes().map_err(Trouble::Start)?;
     let started = program.clone();
-    let running =
-        spawn_blocking(move || started.start(input_read.into(), output_write.into(), None))
-            .await
-            .map_err(|error| Trouble::Start(io::Error::other(error)))?
-            .map_err(Trouble::Start)?;
+    // Open for as long as it is being started, whatever becomes of this attempt.
+    let feeding = input_write.try_clone().map_err(Trouble::Start)?;
+    let running = spawn_blocking(move || {
+        let feeding = Some(feeding.as_fd());
+        started.start(input_read.into(), output_write.into(), None, feeding)
+    })
+    .await
+    .map_err(|error| Trouble::Start(io::Error::other(error)))?
+    .map_err(Trouble::Start)?;
     let mut guard = running.guard();
     let ours = || -> io::Result<_> {
         Ok((
@@ -203,7 +207,7 @@ impl Talking {
             let (ours, theirs) = StdUnixStream::pair()?;
             let theirs = OwnedFd::from(theirs);
             let nowhere = File::options().write(true).open("/dev/null")?;
-            let running = program.start(theirs.try_clone()?, theirs, Some(nowhere.into()))?;
+            let running = program.start(theirs.try_clone()?, theirs, Some(nowhere.into()), None)?;
             ours.set_nonblocking(true)?;
             Ok((running, ours))
         })
@@ -271,15 +275,16 @@ impl Program {
     }
 
     /// Starts it. Blocks for as long as the system takes to.
-    /// Without an `error` of its own what it complains of goes where its output goes.
+    /// Without an `error` of its own what it complains of goes where its output goes; `feeding` is as [`Part::run`] has it.
     fn start(
         &self,
         input: OwnedFd,
         output: OwnedFd,
         error: Option<OwnedFd>,
+        feeding: Option<BorrowedFd<'_>>,
     ) -> io::Result<Running> {
         if let Some(part) = &self.part {
-            let started = part.run(self.request(), &input, &output, error.as_ref())?;
+            let started = part.run(self.request(), &input, &output, error.as_ref(), feeding)?;
             return Ok(Running::Parts {
                 part: Arc::clone(part),
                 started,

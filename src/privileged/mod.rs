@@ -1,21 +1,39 @@
 //! The daemon's side of its privileged part (L1): files opened and programs run with users' rights by a process that
 //! still has root's, while this one has none.
 //!
-//! [`Part`] is cheap to share; one request is under way at a time, and each is answered before the next. What may be
-//! asked is in [`wire::Request`] and nowhere else; the other side, `programs::privileged_part`, looks at each request
-//! again and refuses what no recipient is owed. Trouble with the part itself is always temporary.
-//! Blocks: until the part has answered; call it on the blocking pool. Limits: those of [`wire`].
+//! [`Part`] is cheap to share; several requests are under way at once, each over a connection of its own. What may be asked
+//! is in [`wire::Request`] and nowhere else; the other side, `programs::privileged_part`, looks at each request again and
+//! refuses what no recipient is owed. Trouble with the part itself is always temporary.
+//! A user whose files hang (a home on a server that is gone) holds up nobody else: at most [`USER_REQUESTS_MAX`] requests
+//! wait for the files of one user, none longer than the time limit, and once one has waited so long, no more are made until
+//! it is answered. An answer that comes too late is undone: a lock is given back, a program killed before its input ends.
+//! Blocks: until the part has answered, or the time limit; call it on the blocking pool. Limits: those of [`wire`],
+//! [`CONNECTIONS_MAX`], [`CONNECTIONS_RESERVED`], [`USER_REQUESTS_MAX`], [`WAITERS_MAX`].
 
 pub mod wire;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::clock::{Clock, SystemClock};
 use crate::safe_file::{ReadRequest, Refusal, Text, Who};
-use wire::{MaildirFile, Problem, ProgramRequest, Reply, Request};
+use wire::{MaildirFile, Problem, ProgramRequest, Reply, Request, Whose};
+
+/// Requests under way at once.
+pub const CONNECTIONS_MAX: usize = 32;
+/// Of those, kept for requests that end something: an unlocking, a killing.
+pub const CONNECTIONS_RESERVED: usize = 2;
+/// Requests under way for the files of one user.
+pub const USER_REQUESTS_MAX: usize = 4;
+/// Who may wait for a connection while others are not answered in time; more are told at once to come again.
+pub const WAITERS_MAX: usize = 16;
 
 /// A file opened by the part.
 #[derive(Debug)]
@@ -38,15 +56,68 @@ pub struct Started {
 /// The privileged part, as the daemon sees it.
 #[derive(Debug)]
 pub struct Part {
-    socket: Mutex<OwnedFd>,
+    connections: Arc<Connections>,
+    clock: SystemClock,
+    time_limit: Duration,
+}
+
+/// The connections to the part, and for whom they are used.
+#[derive(Debug)]
+struct Connections {
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    idle: Vec<OwnedFd>,
+    users: HashMap<Whose, UnderWay>,
+    late: usize,
+    waiting: usize,
+}
+
+/// Requests for the files of one user.
+#[derive(Debug, Default)]
+struct UnderWay {
+    asked: usize,
+    late: usize,
+}
+
+/// Until when an answer is waited for.
+struct Deadline<'a> {
+    clock: &'a SystemClock,
+    at: Duration,
+}
+
+impl Deadline<'_> {
+    fn left(&self) -> Duration {
+        self.at.saturating_sub(self.clock.monotonic())
+    }
+}
+
+/// A connection that is used for one request.
+struct Taken {
+    connections: Arc<Connections>,
+    socket: OwnedFd,
+    whose: Option<Whose>,
 }
 
 impl Part {
-    /// Talks to the part at the other end of a socket pair of type `SOCK_SEQPACKET`.
+    /// Talks to the part at the other ends of socket pairs of type `SOCK_SEQPACKET`; waits so long for each answer.
     #[must_use]
-    pub fn new(socket: OwnedFd) -> Self {
+    pub fn new(sockets: Vec<OwnedFd>, time_limit: Duration) -> Self {
         Self {
-            socket: Mutex::new(socket),
+            connections: Arc::new(Connections {
+                state: Mutex::new(State {
+                    idle: sockets,
+                    users: HashMap::new(),
+                    late: 0,
+                    waiting: 0,
+                }),
+                freed: Condvar::new(),
+            }),
+            clock: SystemClock::new(),
+            time_limit,
         }
     }
 
@@ -55,9 +126,38 @@ impl Part {
         request: &Request,
         files: &[BorrowedFd<'_>],
     ) -> Result<(Reply, Vec<OwnedFd>), Problem> {
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        wire::send(&*socket, request, files)?;
-        match wire::receive(&*socket)? {
+        self.ask_keeping(request, files, None)
+    }
+
+    /// Asks; an answer that comes too late is undone, and until then `kept` is not closed.
+    fn ask_keeping(
+        &self,
+        request: &Request,
+        files: &[BorrowedFd<'_>],
+        kept: Option<BorrowedFd<'_>>,
+    ) -> Result<(Reply, Vec<OwnedFd>), Problem> {
+        let deadline = Deadline {
+            clock: &self.clock,
+            at: self.clock.monotonic().saturating_add(self.time_limit),
+        };
+        // Before it is asked: without it there is no undoing.
+        let kept = kept.map(|file| file.try_clone_to_owned()).transpose()?;
+        let taken = Connections::take(&self.connections, request, &deadline)?;
+        if let Err(error) = wire::send(&taken.socket, request, files) {
+            taken.give_back();
+            return Err(error.into());
+        }
+        // Without knowing, it may yet be answered.
+        if !is_answered(&taken.socket, &deadline).unwrap_or(false) {
+            taken.settle_late(request.clone(), kept);
+            let limit = self.time_limit.as_secs_f32();
+            return Err(Problem::Words(format!(
+                "no answer from the privileged part within {limit} s"
+            )));
+        }
+        let answer = wire::receive(&taken.socket);
+        taken.give_back();
+        match answer? {
             Some((Reply::Refused(problem), _)) => Err(problem),
             Some(answer) => Ok(answer),
             None => Err(Problem::Words("the privileged part has ended".to_owned())),
@@ -172,7 +272,8 @@ impl Part {
         let _ = self.ask(&Request::MaildirDrop(at.clone()), &[]);
     }
 
-    /// Runs a program.
+    /// Runs a program. If that takes too long, `feeding`, the end that its input is written to, stays open until the program
+    /// is killed: it must not take an empty message for a whole one.
     ///
     /// # Errors
     /// The system's, or a refusal; temporary.
@@ -182,13 +283,14 @@ impl Part {
         input: &OwnedFd,
         output: &OwnedFd,
         error: Option<&OwnedFd>,
+        feeding: Option<BorrowedFd<'_>>,
     ) -> io::Result<Started> {
         let files: Vec<BorrowedFd<'_>> = [Some(input), Some(output), error]
             .into_iter()
             .flatten()
             .map(AsFd::as_fd)
             .collect();
-        match self.ask(&Request::Run(program), &files)? {
+        match self.ask_keeping(&Request::Run(program), &files, feeding)? {
             (Reply::Started { process }, mut files) => Ok(Started {
                 process,
                 end: files.pop().ok_or_else(unexpected)?,
@@ -238,6 +340,151 @@ impl Part {
     }
 }
 
+impl Connections {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a connection for a request, when there is one and not too much is under way for the same user.
+    fn take(
+        this: &Arc<Self>,
+        request: &Request,
+        deadline: &Deadline<'_>,
+    ) -> Result<Taken, Problem> {
+        let whose = request.whose();
+        let reserved = match request.is_ending() {
+            true => 0,
+            false => CONNECTIONS_RESERVED,
+        };
+        let busy = || Problem::Words("the privileged part is busy".to_owned());
+        let mut state = this.lock();
+        let socket = loop {
+            let under_way = whose.as_ref().and_then(|whose| state.users.get(whose));
+            if let (Some(whose), Some(UnderWay { late: 1.., .. })) = (&whose, under_way) {
+                let text = format!("the files of {whose} do not answer");
+                return Err(Problem::Words(text));
+            }
+            let is_users_turn = under_way.is_none_or(|of_user| of_user.asked < USER_REQUESTS_MAX);
+            if is_users_turn
+                && state.idle.len() > reserved
+                && let Some(socket) = state.idle.pop()
+            {
+                break socket;
+            }
+            let wait = deadline.left();
+            if wait.is_zero() || (state.late > 0 && state.waiting >= WAITERS_MAX) {
+                return Err(busy());
+            }
+            state.waiting += 1;
+            state = this
+                .freed
+                .wait_timeout(state, wait)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            state.waiting -= 1;
+        };
+        if let Some(whose) = &whose {
+            state.users.entry(whose.clone()).or_default().asked += 1;
+        }
+        drop(state);
+        Ok(Taken {
+            connections: Arc::clone(this),
+            socket,
+            whose,
+        })
+    }
+}
+
+impl Taken {
+    fn give_back(self) {
+        let mut state = self.connections.lock();
+        state.idle.push(self.socket);
+        if let Some(whose) = self.whose
+            && let Some(of_user) = state.users.get_mut(&whose)
+        {
+            of_user.asked -= 1;
+            if of_user.asked == 0 {
+                state.users.remove(&whose);
+            }
+        }
+        let is_waited_for = state.waiting > 0;
+        drop(state);
+        if is_waited_for {
+            self.connections.freed.notify_all();
+        }
+    }
+
+    /// Waits for an answer that nobody wants any more, undoes it, and only then gives the connection back.
+    fn settle_late(self, request: Request, kept: Option<OwnedFd>) {
+        self.count_late(|late| late.saturating_add(1));
+        // Who waits for the same user learns of it.
+        self.connections.freed.notify_all();
+        let settle = move || {
+            let answer = wire::receive::<Reply>(&self.socket);
+            let undone = match (request, answer) {
+                (Request::Lock { user }, Ok(Some((Reply::Done, _)))) => {
+                    Some(Request::Unlock { user })
+                }
+                (Request::Run(_), Ok(Some((Reply::Started { process }, _)))) => {
+                    Some(Request::Kill { process })
+                }
+                (Request::MaildirFile(at), Ok(Some((Reply::Done, _)))) => {
+                    Some(Request::MaildirDrop(at))
+                }
+                _ => None,
+            };
+            if let Some(request) = undone {
+                self.undo(&request);
+            }
+            drop(kept);
+            self.count_late(|late| late.saturating_sub(1));
+            self.give_back();
+        };
+        let thread = std::thread::Builder::new().name("late answer".to_owned());
+        // Where there is no thread to be had, the program would rather end than leave a lock behind: the part then
+        // undoes all of it.
+        let spawned = thread.spawn(settle);
+        assert!(spawned.is_ok(), "no thread for a late answer");
+    }
+
+    fn undo(&self, request: &Request) {
+        let ask = |request: &Request| {
+            let sent = wire::send(&self.socket, request, &[]);
+            sent.and_then(|()| wire::receive::<Reply>(&self.socket))
+        };
+        // Trouble here is a part that has ended, and has undone it.
+        let done = ask(request);
+        if let (Request::Kill { process }, Ok(_)) = (request, done) {
+            let _ = ask(&Request::Reap { process: *process });
+        }
+    }
+
+    fn count_late(&self, change: impl Fn(usize) -> usize) {
+        let mut state = self.connections.lock();
+        state.late = change(state.late);
+        if let Some(of_user) = self
+            .whose
+            .as_ref()
+            .and_then(|whose| state.users.get_mut(whose))
+        {
+            of_user.late = change(of_user.late);
+        }
+    }
+}
+
+/// Waits for an answer until the deadline; whether there is one, or the part has ended.
+fn is_answered(socket: &OwnedFd, deadline: &Deadline<'_>) -> io::Result<bool> {
+    loop {
+        let wait = deadline.left();
+        let wait = Timespec::try_from(wait).map_err(io::Error::other)?;
+        let mut waited = [PollFd::new(socket, PollFlags::IN)];
+        match poll(&mut waited, Some(&wait)) {
+            Err(rustix::io::Errno::INTR) => {}
+            polled => return Ok(polled? > 0),
+        }
+    }
+}
+
 fn opened((reply, files): (Reply, Vec<OwnedFd>)) -> Result<Opened, Problem> {
     let mut files = files.into_iter();
     match (reply, files.next()) {
@@ -260,16 +507,46 @@ mod tests {
     use crate::status::Verdict;
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-    #[test]
-    fn without_its_part_everything_waits() {
-        let (ours, theirs) = socketpair(
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
             SocketFlags::CLOEXEC,
             None,
         )
-        .unwrap();
-        let part = Part::new(ours);
+        .unwrap()
+    }
+
+    /// A part with so many connections, and their other ends.
+    fn part_with(connections: usize, time_limit: Duration) -> (Part, Vec<OwnedFd>) {
+        let (ours, theirs) = (0..connections).map(|_| pair()).unzip();
+        (Part::new(ours, time_limit), theirs)
+    }
+
+    const SHORT: Duration = Duration::from_millis(50);
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn is_at(theirs: &[OwnedFd]) -> usize {
+        let mut waited: Vec<_> = theirs
+            .iter()
+            .map(|one| PollFd::new(one, PollFlags::IN))
+            .collect();
+        poll(&mut waited, None).unwrap();
+        waited
+            .iter()
+            .position(|one| !one.revents().is_empty())
+            .unwrap()
+    }
+
+    fn answer(socket: &OwnedFd, reply: &Reply) -> Request {
+        let (request, _) = wire::receive(socket).unwrap().unwrap();
+        wire::send(socket, reply, &[]).unwrap();
+        request
+    }
+
+    #[test]
+    fn without_its_part_everything_waits() {
+        let (part, theirs) = part_with(1 + CONNECTIONS_RESERVED, LONG);
         drop(theirs);
         let request = ReadRequest {
             path: Path::new("/home/bob/.forward"),
@@ -285,5 +562,100 @@ mod tests {
         assert!(part.lock("bob").is_err());
         part.unlock("bob");
         part.kill(1);
+    }
+
+    #[test]
+    fn a_user_whose_files_hang_holds_up_nobody_else() {
+        let (mut part, mut theirs) = part_with(2 + CONNECTIONS_RESERVED, SHORT);
+        let error = part.is_mailbox("bob", 1, 1).unwrap_err();
+        assert!(error.to_string().starts_with("no answer"), "{error}");
+        let bobs = is_at(&theirs);
+        let bobs = theirs.swap_remove(bobs);
+        part.time_limit = LONG;
+        // Once it was not answered, nobody waits for it again.
+        let error = part.mailbox("bob").unwrap_err();
+        assert_eq!(error.to_string(), "the files of bob do not answer");
+        // Others are served over the connections that are left.
+        let serve_one = |part: &Part, theirs: &[OwnedFd], user: &str| {
+            std::thread::scope(|scope| {
+                let asked = scope.spawn(|| part.is_mailbox(user, 1, 1));
+                answer(&theirs[is_at(theirs)], &Reply::No);
+                asked.join().unwrap().unwrap()
+            })
+        };
+        for _ in 0..3 {
+            assert!(!serve_one(&part, &theirs, "eve"));
+        }
+        // The late answer makes it bob's turn again.
+        answer(&bobs, &Reply::No);
+        while part.connections.lock().late > 0 {
+            std::thread::yield_now();
+        }
+        theirs.push(bobs);
+        assert!(!serve_one(&part, &theirs, "bob"));
+    }
+
+    #[test]
+    fn what_is_done_too_late_is_undone() {
+        let (part, theirs) = part_with(2 + CONNECTIONS_RESERVED, SHORT);
+        part.lock("bob").unwrap_err();
+        let at = &theirs[is_at(&theirs)];
+        answer(at, &Reply::Done);
+        let undone = answer(at, &Reply::Done);
+        assert_eq!(undone, Request::Unlock { user: "bob".into() });
+
+        let (mut input, feeding) = io::pipe().unwrap();
+        let (_, output) = io::pipe().unwrap();
+        let program = ProgramRequest {
+            path: "/bin/cat".into(),
+            arguments: vec!["cat".into()],
+            who: Who { uid: 7, gid: 7 },
+            login: None,
+            directories: Vec::new(),
+            environment: Vec::new(),
+        };
+        let given = input.try_clone().unwrap();
+        part.run(
+            program,
+            &given.into(),
+            &output.into(),
+            None,
+            Some(feeding.as_fd()),
+        )
+        .unwrap_err();
+        drop(feeding);
+        rustix::io::ioctl_fionbio(&input, true).unwrap();
+        let has_ended = |input: &mut io::PipeReader| match input.read(&mut [0]) {
+            Ok(count) => count == 0,
+            Err(_) => false,
+        };
+        assert!(!has_ended(&mut input));
+        let at = &theirs[is_at(&theirs)];
+        answer(at, &Reply::Started { process: 77 });
+        assert_eq!(answer(at, &Reply::Done), Request::Kill { process: 77 });
+        // Not before it is dead does the input end.
+        assert!(!has_ended(&mut input));
+        assert_eq!(answer(at, &Reply::No), Request::Reap { process: 77 });
+        rustix::io::ioctl_fionbio(&input, false).unwrap();
+        assert!(has_ended(&mut input));
+    }
+
+    #[test]
+    fn where_all_connections_hang_what_ends_something_gets_through() {
+        let (part, theirs) = part_with(2 + CONNECTIONS_RESERVED, SHORT);
+        for user in ["bob", "eve"] {
+            part.mailbox(user).unwrap_err();
+        }
+        let error = part.mailbox("kim").unwrap_err();
+        assert_eq!(error.to_string(), "the privileged part is busy");
+        std::thread::scope(|scope| {
+            scope.spawn(|| part.kill(7));
+            // The late ones' requests lie where they were sent.
+            let mut seen = Vec::new();
+            while !seen.contains(&Request::Kill { process: 7 }) {
+                let at = is_at(&theirs);
+                seen.push(answer(&theirs[at], &Reply::Done));
+            }
+        });
     }
 }

@@ -3,6 +3,7 @@
 //! A packet that is longer than [`PACKET_BYTES_MAX`], brings more than [`FILES_MAX`] files or does not parse is an error
 //! of whoever reads it. Paths that are not UTF-8 can't be sent. Blocks: for the other side. Source: unix(7), seqpacket.
 
+use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -89,6 +90,57 @@ pub enum Request {
     PublishProcess,
     /// Start anew when the daemon has ended.
     Restart,
+}
+
+/// For whose files a request may have to wait.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Whose {
+    /// Those of the user of this id.
+    Id(u32),
+    /// The mailbox of the user of this name.
+    Name(String),
+    /// This file, wherever it is.
+    Path(PathBuf),
+}
+
+impl fmt::Display for Whose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(uid) => write!(f, "user {uid}"),
+            Self::Name(user) => write!(f, "{user}"),
+            Self::Path(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+impl Request {
+    /// For whose files it may have to wait; `None`: for nobody's.
+    #[must_use]
+    pub fn whose(&self) -> Option<Whose> {
+        match self {
+            Self::Read {
+                who: None, path, ..
+            } => Some(Whose::Path(path.clone())),
+            Self::Read { who: Some(who), .. }
+            | Self::Append { who, .. }
+            | Self::MaildirFile(MaildirFile { who, .. })
+            | Self::MaildirKeep(MaildirFile { who, .. })
+            | Self::Run(ProgramRequest { who, .. }) => Some(Whose::Id(who.uid)),
+            Self::Mailbox { user } | Self::IsMailbox { user, .. } | Self::Lock { user } => {
+                Some(Whose::Name(user.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it ends what another began.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        matches!(
+            self,
+            Self::Unlock { .. } | Self::Kill { .. } | Self::Reap { .. } | Self::MaildirDrop(_)
+        )
+    }
 }
 
 /// A file of a Maildir.

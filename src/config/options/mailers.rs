@@ -168,6 +168,13 @@ pub(super) const MAILERS: &[OptionDef] = &[
         "How long the client waits for the reply to QUIT.",
     )
     .named("Timeout.quit"),
+    client_timeout(
+        "timeout.fileopen",
+        "60s",
+        |c| &mut c.deliver.file_open_limit,
+        "How long the privileged part (run_as_user) may take to open a user's file, as a .forward or a mailbox, or to start a program; then the mail waits, and the user's files are not asked for again until they answer.",
+    )
+    .named("Timeout.fileopen"),
 ];
 
 const fn client_timeout(

@@ -1,34 +1,27 @@
-//! The privileged part: the process that keeps root's rights while the daemon has none (L5).
+//! What the privileged part does for the daemon, and what it refuses (L5).
 //!
-//! With the option `run_as_user` the process that was started becomes this part, and its child the daemon, which gives all
-//! rights up before it opens its queue or reads from the network. The part has one thread, reads no mail and no network,
-//! and does what [`Request`] lists and nothing else. It looks at each request again: nobody is acted for but accounts of
-//! this host with a group of their own and the default user; never root, but for its mailbox, its `.forward` and programs
-//! that the configuration defines as mailers; mailboxes are those of the configured directory. What a request names beyond
-//! that is refused, and the mail waits. When the daemon ends, its locks and programs end too, and the part ends as it did,
-//! or starts anew; when the part is killed, the daemon is told to stop. Signals are passed on to the daemon.
-//! Limits: [`LOCKS_MAX`], [`PART_PROGRAMS_MAX`], those of the messages. Blocks: disk and NSS; a file system that hangs
-//! makes local mail wait. Source: op.me 4.9 for who may be acted for; unix(7), prctl(2), pidfd_open(2).
+//! A thread for each connection answers one request after the other, so that one that hangs holds up no other. Each looks
+//! at its request again: nobody is acted for but accounts of this host with a group of their own and the default user;
+//! never root, but for its mailbox, its `.forward` and programs that the configuration defines as mailers; mailboxes are
+//! those of the configured directory. What a request names beyond that is refused, and the mail waits. A thread has a
+//! user's rights on files only while it acts for that user. No lock of ours is held while the disk or NSS may block.
+//! Limits: [`LOCKS_MAX`], [`PART_PROGRAMS_MAX`], those of the messages. Blocks: disk and NSS.
+//! Source: op.me 4.9 for who may be acted for.
 
 use std::collections::HashMap;
-use std::ffi::{CString, OsStr, OsString};
-use std::fs::{DirBuilder, File};
+use std::ffi::{CString, OsString};
+use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::sync::Arc;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, killpg, sigprocmask};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Gid, Pid, Uid, fork};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Gid, Pid};
 use rustix::process::{PidfdFlags, pidfd_open};
 
-use super::run_file::{RunFile, pid_file_content};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::config::mailer::Transport;
@@ -37,245 +30,20 @@ use crate::deliver::mailbox::{self, LockFile};
 use crate::deliver::maildir;
 use crate::deliver::mbox::Form;
 use crate::deliver::program::{self, Program};
-use crate::privileged::Part;
 use crate::privileged::wire::{
     self, FILES_MAX, MaildirFile, Problem, ProgramRequest, Reply, Request,
 };
+use crate::programs::run_file::{RunFile, pid_file_content};
 use crate::safe_file::{self, Purpose, ReadRequest, Who};
-use crate::status::ExitCode;
 use crate::users::Users;
 
 /// Lock files held at once.
-pub const LOCKS_MAX: usize = 1024;
+pub(super) const LOCKS_MAX: usize = 1024;
 /// Programs that run at once; the daemon's own limit is lower.
-pub const PART_PROGRAMS_MAX: usize = 256;
-/// What is passed on to the daemon.
-const PASSED_ON: [Signal; 5] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGHUP,
-    Signal::SIGALRM,
-    Signal::SIGUSR1,
-];
-
-/// Which of the two processes returned.
-pub enum Half {
-    /// The part.
-    Part(Box<PartHalf>),
-    /// The daemon, which still has root's rights.
-    Daemon(DaemonHalf),
-}
-
-/// What the part's process gets.
-pub struct PartHalf {
-    keeper: Keeper,
-    daemon: Pid,
-    socket: OwnedFd,
-    signals: SigSet,
-}
-
-/// What comes after the daemon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
-    /// Nothing.
-    End,
-    /// It is started anew.
-    Restart,
-}
-
-/// What the daemon's process gets.
-pub struct DaemonHalf {
-    /// Its part.
-    pub part: Arc<Part>,
-    /// Whom it is to become.
-    pub user: Who,
-    parent: Pid,
-}
-
-/// Whom the daemon is to become: the account that `run_as_user` names, if it can become somebody.
-///
-/// # Errors
-/// There is no such account, or it is root's.
-pub fn daemon_user(config: &Config) -> io::Result<Option<Who>> {
-    let Some(name) = &config.deliver.run_as_user else {
-        return Ok(None);
-    };
-    if config.sandbox.is_some() || !Uid::effective().is_root() {
-        return Ok(None);
-    }
-    let found = Users::of_system().lookup(name).map_err(io::Error::other)?;
-    match found {
-        Some(user) if user.uid != 0 => Ok(Some(Who {
-            uid: user.uid,
-            gid: user.gid,
-        })),
-        Some(_) => Err(io::Error::other(format!("run_as_user: {name} is root"))),
-        None => Err(io::Error::other(format!("run_as_user: no user {name}"))),
-    }
-}
-
-/// Divides the process in two. Call it while it has one thread.
-///
-/// # Errors
-/// No socket or no process could be had.
-pub fn divide(
-    config: &Config,
-    user: Who,
-    default_user: Who,
-    command_line: &[OsString],
-) -> io::Result<Half> {
-    let (ours, theirs) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    let mut passed_on = SigSet::empty();
-    for signal in PASSED_ON {
-        passed_on.add(signal);
-    }
-    // Before the fork: none gets lost in between.
-    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&passed_on), None)?;
-    let parent = nix::unistd::getpid();
-    #[expect(unsafe_code, reason = "there is no safe fork")]
-    // SAFETY: the program calls this before it starts a thread, so that no lock is held by a thread that the child
-    // does not have, and the child may go on to do whatever the parent could.
-    let forked = unsafe { fork() }?;
-    match forked {
-        ForkResult::Child => {
-            drop(ours);
-            sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&passed_on), None)?;
-            Ok(Half::Daemon(DaemonHalf {
-                part: Arc::new(Part::new(theirs)),
-                user,
-                parent,
-            }))
-        }
-        ForkResult::Parent { child } => {
-            drop(theirs);
-            Ok(Half::Part(Box::new(PartHalf {
-                keeper: Keeper::new(config, user, default_user, command_line),
-                daemon: child,
-                socket: ours,
-                signals: passed_on,
-            })))
-        }
-    }
-}
-
-impl PartHalf {
-    /// Serves the daemon until that has ended; gives its exit code, and whether it is to start anew.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn serve(self) -> io::Result<(ExitCode, Next)> {
-        let ended = self.keeper.serve(self.daemon, self.socket, &self.signals);
-        sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&self.signals), None)?;
-        ended
-    }
-}
-
-impl DaemonHalf {
-    /// Gives the daemon's own places to its user: its queue, and the folder of its control socket.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn give_places(&self, config: &Config) -> io::Result<()> {
-        give_folder(&config.paths.queue_directory, 0o700, self.user, |_| true)?;
-        let names = [
-            &config.paths.control_socket,
-            &config.paths.smtp_address_file,
-        ];
-        let is_ours = |name: &OsStr| {
-            names.iter().any(|path| {
-                path.file_name().is_some_and(|own| {
-                    name == own
-                        || name
-                            .to_string_lossy()
-                            .starts_with(&format!("{}.tmp-", own.to_string_lossy()))
-                })
-            })
-        };
-        for path in names {
-            if let Some(folder) = path.parent() {
-                give_folder(folder, 0o755, self.user, is_ours)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Becomes the daemon's user for good, and ends with the part. Call it while the process has one thread.
-    ///
-    /// # Errors
-    /// The system's, or the rights are still there; the process must then end.
-    pub fn give_up_root(&self) -> io::Result<()> {
-        let (uid, gid) = (Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid));
-        nix::unistd::setgroups(&[gid])?;
-        nix::unistd::setresgid(gid, gid, gid)?;
-        nix::unistd::setresuid(uid, uid, uid)?;
-        // No program that it may run after all gives rights back.
-        rustix::thread::set_no_new_privs(true)?;
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
-        let has_way_back =
-            nix::unistd::setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok()
-                || nix::unistd::setgroups(&[]).is_ok();
-        let ids = nix::unistd::getresuid()?;
-        if has_way_back || [ids.real, ids.effective, ids.saved] != [uid; 3] {
-            return Err(io::Error::other("root's rights could not be given up"));
-        }
-        if nix::unistd::getppid() != self.parent {
-            return Err(io::Error::other("the privileged part has ended"));
-        }
-        Ok(())
-    }
-}
-
-/// Gives a folder and the regular files in it that root left there to a user; makes it if it is missing. One that belongs
-/// to somebody else, or with a name in it that is not `is_ours`, stays as it is: what can't be written then says so. The
-/// folder changes hands last, so that a start that was cut short is made good by the next.
-fn give_folder(
-    folder: &Path,
-    mode: u32,
-    user: Who,
-    is_ours: impl Fn(&OsStr) -> bool,
-) -> io::Result<()> {
-    use rustix::fs::{Mode, OFlags, open, openat};
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    match DirBuilder::new().mode(mode).create(folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    let opened = File::from(open(folder, flags | OFlags::DIRECTORY, Mode::empty())?);
-    let owner = opened.metadata()?.uid();
-    if owner != 0 && owner != user.uid {
-        return Ok(());
-    }
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        names.push(entry?.file_name());
-    }
-    if !names.iter().all(|name| is_ours(name)) {
-        return Ok(());
-    }
-    for name in names {
-        // Sockets and what went away meanwhile can't be opened, and are made anew.
-        let Ok(file) = openat(&opened, name.as_os_str(), flags, Mode::empty()) else {
-            continue;
-        };
-        let file = File::from(file);
-        let seen = file.metadata()?;
-        if seen.is_file() && seen.uid() == 0 && seen.nlink() == 1 {
-            std::os::unix::fs::fchown(&file, Some(user.uid), Some(user.gid))?;
-        }
-    }
-    if owner == 0 {
-        std::os::unix::fs::fchown(&opened, Some(user.uid), Some(user.gid))?;
-    }
-    Ok(())
-}
+pub(super) const PART_PROGRAMS_MAX: usize = 256;
 
 /// What the part knows and holds.
-struct Keeper {
+pub(super) struct Keeper {
     mailboxes: PathBuf,
     users: Users,
     daemon: Who,
@@ -285,22 +53,32 @@ struct Keeper {
     pid_file: PathBuf,
     command_line: Vec<OsString>,
     clock: SystemClock,
-    held: Held,
+    held: Mutex<Held>,
 }
 
 /// What goes with the daemon.
 #[derive(Default)]
 struct Held {
-    locks: HashMap<String, LockFile>,
+    /// By user; `None` while it is being taken.
+    locks: HashMap<String, Option<LockFile>>,
     programs: HashMap<u32, Child>,
+    /// Programs that are being started.
+    starting: usize,
     published: Option<RunFile>,
     restarts: bool,
+    /// The daemon is gone: nothing more is begun.
+    is_over: bool,
 }
 
 type Answer = Result<(Reply, Vec<OwnedFd>), Problem>;
 
 impl Keeper {
-    fn new(config: &Config, daemon: Who, default_user: Who, command_line: &[OsString]) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        daemon: Who,
+        default_user: Who,
+        command_line: &[OsString],
+    ) -> Self {
         let shell = &config.deliver.local_shell;
         Self {
             mailboxes: config.paths.mailbox_directory.clone(),
@@ -320,76 +98,49 @@ impl Keeper {
             pid_file: config.paths.pid_file.clone(),
             command_line: command_line.to_vec(),
             clock: SystemClock::new(),
-            held: Held::default(),
+            held: Mutex::default(),
         }
     }
 
-    /// Answers requests and passes signals on until the daemon has ended.
-    fn serve(
-        mut self,
-        daemon: Pid,
-        socket: OwnedFd,
-        signals: &SigSet,
-    ) -> io::Result<(ExitCode, Next)> {
-        let signals =
-            SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers the requests of one connection until the daemon has ended.
+    pub(super) fn serve(&self, socket: &OwnedFd) {
         loop {
-            let mut waited = [
-                PollFd::new(&signals, PollFlags::IN),
-                PollFd::new(&socket, PollFlags::IN),
-            ];
-            match poll(&mut waited, None) {
-                Err(rustix::io::Errno::INTR) => continue,
-                polled => drop(polled?),
-            }
-            while let Ok(Some(heard)) = signals.read_signal() {
-                let heard = i32::try_from(heard.ssi_signo).ok();
-                if let Some(Ok(signal)) = heard.map(Signal::try_from) {
-                    // One that has ended is seen by its socket.
-                    let _ = kill(daemon, signal);
-                }
-            }
-            if waited
-                .last()
-                .is_none_or(|socket| socket.revents().is_empty())
-            {
-                continue;
-            }
-            let (reply, files) = match wire::receive::<Request>(&socket) {
-                Ok(None) => break,
+            let (reply, files) = match wire::receive::<Request>(socket) {
+                Ok(None) => return,
                 Ok(Some((request, files))) => self.answer(request, files),
                 Err(error) => Err(error.into()),
             }
             .unwrap_or_else(|problem| (Reply::Refused(problem), Vec::new()));
             let beside: Vec<_> = files.iter().take(FILES_MAX).map(AsFd::as_fd).collect();
-            // A daemon that has ended meanwhile is seen by the next turn.
-            let _ = wire::send(&socket, &reply, &beside);
-        }
-        let code = loop {
-            match waitpid(daemon, None) {
-                Err(nix::errno::Errno::EINTR) => {}
-                Ok(WaitStatus::Exited(_, code)) => {
-                    break u8::try_from(code)
-                        .ok()
-                        .and_then(ExitCode::from_code)
-                        .unwrap_or(ExitCode::Software);
-                }
-                Ok(_) | Err(_) => break ExitCode::Software,
+            if wire::send(socket, &reply, &beside).is_err() {
+                // The daemon has ended, and what it held ends with it.
+                return;
             }
-        };
-        let next = match self.held.restarts {
-            true => Next::Restart,
-            false => Next::End,
-        };
-        // Nobody waits for their outcomes any more; their mail is tried again.
-        for (process, mut child) in self.held.programs.drain() {
+        }
+    }
+
+    /// Ends what goes with the daemon; whether it is to start anew. Nobody waits for the outcomes of its programs any more;
+    /// their mail is tried again.
+    pub(super) fn end(&self) -> bool {
+        let mut held = std::mem::replace(
+            &mut *self.held(),
+            Held {
+                is_over: true,
+                ..Held::default()
+            },
+        );
+        for (process, mut child) in held.programs.drain() {
             kill_group(process);
             let _ = child.wait();
         }
-        Ok((code, next))
+        held.restarts
     }
 
-    fn answer(&mut self, request: Request, files: Vec<OwnedFd>) -> Answer {
+    fn answer(&self, request: Request, files: Vec<OwnedFd>) -> Answer {
         let done = |files| Ok((Reply::Done, files));
         match request {
             Request::Read {
@@ -424,7 +175,9 @@ impl Keeper {
             }
             Request::Lock { user } => self.lock(user),
             Request::Unlock { user } => {
-                self.held.locks.remove(&user);
+                let lock = self.held().locks.remove(&user);
+                // The file goes here, with nothing held.
+                drop(lock);
                 done(Vec::new())
             }
             Request::MaildirFile(at) => {
@@ -442,19 +195,23 @@ impl Keeper {
             }
             Request::Run(program) => self.run(program, files),
             Request::Kill { process } => {
-                if self.held.programs.contains_key(&process) {
+                // Held meanwhile, so that it is not reaped, and its number is still its own.
+                let held = self.held();
+                if held.programs.contains_key(&process) {
                     kill_group(process);
                 }
+                drop(held);
                 done(Vec::new())
             }
             Request::Reap { process } => self.reap(process),
             Request::PublishProcess => {
                 let content = pid_file_content(&self.command_line);
-                self.held.published = Some(RunFile::publish(&self.pid_file, content, 0o600)?);
+                let published = RunFile::publish(&self.pid_file, content, 0o600)?;
+                self.held().published = Some(published);
                 done(Vec::new())
             }
             Request::Restart => {
-                self.held.restarts = true;
+                self.held().restarts = true;
                 done(Vec::new())
             }
         }
@@ -585,26 +342,37 @@ impl Keeper {
         }
     }
 
-    fn lock(&mut self, user: String) -> Answer {
+    fn lock(&self, user: String) -> Answer {
         let (path, _) = self.mailbox_of(&user)?;
-        if self.held.locks.len() >= LOCKS_MAX {
+        let mut held = self.held();
+        if held.is_over || held.locks.len() >= LOCKS_MAX {
             return Err(Problem::Words("too many locks".to_owned()));
         }
-        if self.held.locks.contains_key(&user) {
+        if held.locks.contains_key(&user) {
             return Ok((Reply::No, Vec::new()));
         }
+        held.locks.insert(user.clone(), None);
+        drop(held);
         let clock: &dyn Clock = &self.clock;
         let taken = LockFile::try_take(&path, clock);
-        match taken.map_err(|error| Problem::Words(error.to_string()))? {
-            Some(lock) => {
-                self.held.locks.insert(user, lock);
+        let mut held = self.held();
+        match taken {
+            Ok(Some(lock)) if !held.is_over => {
+                held.locks.insert(user, Some(lock));
                 Ok((Reply::Done, Vec::new()))
             }
-            None => Ok((Reply::No, Vec::new())),
+            not_taken => {
+                held.locks.remove(&user);
+                drop(held);
+                match not_taken {
+                    Ok(_) => Ok((Reply::No, Vec::new())),
+                    Err(error) => Err(Problem::Words(error.to_string())),
+                }
+            }
         }
     }
 
-    fn run(&mut self, asked: ProgramRequest, files: Vec<OwnedFd>) -> Answer {
+    fn run(&self, asked: ProgramRequest, files: Vec<OwnedFd>) -> Answer {
         let is_roots_mailer = asked.who.uid == 0 && self.mailers.contains(&asked.path);
         if !is_roots_mailer {
             self.check_user(asked.who)?;
@@ -616,8 +384,8 @@ impl Keeper {
                 return Err(Problem::Words(format!("{login} is somebody else")));
             }
         }
-        if !asked.path.is_absolute() || self.held.programs.len() >= PART_PROGRAMS_MAX {
-            return Err(Problem::Words("the program can't be run now".to_owned()));
+        if !asked.path.is_absolute() {
+            return Err(Problem::Words("the program has no place".to_owned()));
         }
         let mut files = files.into_iter();
         let (Some(input), Some(output), error) = (files.next(), files.next(), files.next()) else {
@@ -642,8 +410,24 @@ impl Keeper {
                 .collect(),
             part: None,
         };
-        let child = program.spawn(input, output, error)?;
+        let mut held = self.held();
+        if held.is_over || held.programs.len() + held.starting >= PART_PROGRAMS_MAX {
+            return Err(Problem::Words("the program can't be run now".to_owned()));
+        }
+        held.starting += 1;
+        drop(held);
+        let spawned = program.spawn(input, output, error);
+        let mut held = self.held();
+        held.starting -= 1;
+        let mut child = spawned?;
         let process = child.id();
+        if held.is_over {
+            kill_group(process);
+            let _ = child.wait();
+            return Err(Problem::Words("the daemon has ended".to_owned()));
+        }
+        held.programs.insert(process, child);
+        drop(held);
         let raw = i32::try_from(process)
             .ok()
             .and_then(rustix::process::Pid::from_raw);
@@ -651,19 +435,18 @@ impl Keeper {
             Some(Ok(end)) => end,
             failed => {
                 kill_group(process);
-                self.held.programs.insert(process, child);
                 let _ = self.reap(process);
                 let error = failed.and_then(Result::err).map(io::Error::from);
                 return Err(error.unwrap_or_else(|| io::ErrorKind::Other.into()).into());
             }
         };
-        self.held.programs.insert(process, child);
         Ok((Reply::Started { process }, vec![end]))
     }
 
     /// Blocks only if the program was not seen to end, or is being killed.
-    fn reap(&mut self, process: u32) -> Answer {
-        let Some(mut child) = self.held.programs.remove(&process) else {
+    fn reap(&self, process: u32) -> Answer {
+        let child = self.held().programs.remove(&process);
+        let Some(mut child) = child else {
             return Err(Problem::Words("no such program".to_owned()));
         };
         let (code, signal) = program::end_of(&mut child)?;

@@ -1,0 +1,317 @@
+//! The privileged part: the process that keeps root's rights while the daemon has none (L5).
+//!
+//! With the option `run_as_user` the process that was started becomes this part, and its child the daemon, which gives all
+//! rights up before it opens its queue or reads from the network. The part reads no mail and no network, and does what
+//! [`Request`](crate::privileged::wire::Request) lists and nothing else ([`keeper`]). When the daemon ends, its locks and
+//! programs end too, and the part ends as it did, or starts anew; when the part is killed, the daemon is told to stop.
+//! Signals are passed on to the daemon. Source: unix(7), prctl(2), pidfd_open(2).
+
+mod keeper;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Gid, Pid, Uid, fork};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{PidfdFlags, pidfd_open};
+
+use crate::config::Config;
+use crate::privileged::{CONNECTIONS_MAX, Part};
+use crate::safe_file::Who;
+use crate::status::ExitCode;
+use crate::users::Users;
+use keeper::Keeper;
+
+/// What is passed on to the daemon.
+const PASSED_ON: [Signal; 5] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGALRM,
+    Signal::SIGUSR1,
+];
+
+/// Stack of a thread that answers requests; NSS runs on it.
+const STACK_BYTES: usize = 512 << 10;
+
+/// Which of the two processes returned.
+pub enum Half {
+    /// The part.
+    Part(Box<PartHalf>),
+    /// The daemon, which still has root's rights.
+    Daemon(DaemonHalf),
+}
+
+/// What the part's process gets.
+pub struct PartHalf {
+    keeper: Keeper,
+    daemon: Pid,
+    sockets: Vec<OwnedFd>,
+    signals: SigSet,
+}
+
+/// What comes after the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing.
+    End,
+    /// It is started anew.
+    Restart,
+}
+
+/// What the daemon's process gets.
+pub struct DaemonHalf {
+    /// Its part.
+    pub part: Arc<Part>,
+    /// Whom it is to become.
+    pub user: Who,
+    parent: Pid,
+}
+
+/// Whom the daemon is to become: the account that `run_as_user` names, if it can become somebody.
+///
+/// # Errors
+/// There is no such account, or it is root's.
+pub fn daemon_user(config: &Config) -> io::Result<Option<Who>> {
+    let Some(name) = &config.deliver.run_as_user else {
+        return Ok(None);
+    };
+    if config.sandbox.is_some() || !Uid::effective().is_root() {
+        return Ok(None);
+    }
+    let found = Users::of_system().lookup(name).map_err(io::Error::other)?;
+    match found {
+        Some(user) if user.uid != 0 => Ok(Some(Who {
+            uid: user.uid,
+            gid: user.gid,
+        })),
+        Some(_) => Err(io::Error::other(format!("run_as_user: {name} is root"))),
+        None => Err(io::Error::other(format!("run_as_user: no user {name}"))),
+    }
+}
+
+/// Divides the process in two. Call it while it has one thread.
+///
+/// # Errors
+/// No socket or no process could be had.
+pub fn divide(
+    config: &Config,
+    user: Who,
+    default_user: Who,
+    command_line: &[OsString],
+) -> io::Result<Half> {
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..CONNECTIONS_MAX {
+        let (our, their) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        ours.push(our);
+        theirs.push(their);
+    }
+    let mut passed_on = SigSet::empty();
+    for signal in PASSED_ON {
+        passed_on.add(signal);
+    }
+    // Before the fork: none gets lost in between.
+    sigprocmask(SigmaskHow::SIG_BLOCK, Some(&passed_on), None)?;
+    let parent = nix::unistd::getpid();
+    #[expect(unsafe_code, reason = "there is no safe fork")]
+    // SAFETY: the program calls this before it starts a thread, so that no lock is held by a thread that the child
+    // does not have, and the child may go on to do whatever the parent could.
+    let forked = unsafe { fork() }?;
+    match forked {
+        ForkResult::Child => {
+            drop(ours);
+            sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&passed_on), None)?;
+            Ok(Half::Daemon(DaemonHalf {
+                part: Arc::new(Part::new(theirs, config.deliver.file_open_limit)),
+                user,
+                parent,
+            }))
+        }
+        ForkResult::Parent { child } => {
+            drop(theirs);
+            Ok(Half::Part(Box::new(PartHalf {
+                keeper: Keeper::new(config, user, default_user, command_line),
+                daemon: child,
+                sockets: ours,
+                signals: passed_on,
+            })))
+        }
+    }
+}
+
+impl PartHalf {
+    /// Serves the daemon until that has ended; gives its exit code, and whether it is to start anew.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn serve(self) -> io::Result<(ExitCode, Next)> {
+        let keeper = Arc::new(self.keeper);
+        for socket in self.sockets {
+            let keeper = Arc::clone(&keeper);
+            // A panic of one ends the process, and with it the daemon.
+            std::thread::Builder::new()
+                .stack_size(STACK_BYTES)
+                .spawn(move || keeper.serve(&socket))?;
+        }
+        let code = wait_for_daemon(self.daemon, &self.signals)?;
+        let is_restart = keeper.end();
+        sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&self.signals), None)?;
+        Ok((
+            code,
+            match is_restart {
+                true => Next::Restart,
+                false => Next::End,
+            },
+        ))
+    }
+}
+
+/// Passes signals on until the daemon has ended; gives its exit code.
+fn wait_for_daemon(daemon: Pid, signals: &SigSet) -> io::Result<ExitCode> {
+    let signals = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+    let raw = rustix::process::Pid::from_raw(daemon.as_raw()).ok_or(io::ErrorKind::NotFound)?;
+    let end = pidfd_open(raw, PidfdFlags::empty())?;
+    loop {
+        let mut waited = [
+            PollFd::new(&signals, PollFlags::IN),
+            PollFd::new(&end, PollFlags::IN),
+        ];
+        match poll(&mut waited, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            polled => drop(polled?),
+        }
+        while let Ok(Some(heard)) = signals.read_signal() {
+            let heard = i32::try_from(heard.ssi_signo).ok();
+            if let Some(Ok(signal)) = heard.map(Signal::try_from) {
+                // It has not been waited for, so that its number is still its own.
+                let _ = kill(daemon, signal);
+            }
+        }
+        if waited.last().is_some_and(|end| !end.revents().is_empty()) {
+            break;
+        }
+    }
+    loop {
+        match waitpid(daemon, None) {
+            Err(nix::errno::Errno::EINTR) => {}
+            Ok(WaitStatus::Exited(_, code)) => {
+                let code = u8::try_from(code).ok().and_then(ExitCode::from_code);
+                return Ok(code.unwrap_or(ExitCode::Software));
+            }
+            Ok(_) | Err(_) => return Ok(ExitCode::Software),
+        }
+    }
+}
+
+impl DaemonHalf {
+    /// Gives the daemon's own places to its user: its queue, and the folder of its control socket.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn give_places(&self, config: &Config) -> io::Result<()> {
+        give_folder(&config.paths.queue_directory, 0o700, self.user, |_| true)?;
+        let names = [
+            &config.paths.control_socket,
+            &config.paths.smtp_address_file,
+        ];
+        let is_ours = |name: &OsStr| {
+            names.iter().any(|path| {
+                path.file_name().is_some_and(|own| {
+                    name == own
+                        || name
+                            .to_string_lossy()
+                            .starts_with(&format!("{}.tmp-", own.to_string_lossy()))
+                })
+            })
+        };
+        for path in names {
+            if let Some(folder) = path.parent() {
+                give_folder(folder, 0o755, self.user, is_ours)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Becomes the daemon's user for good, and ends with the part. Call it while the process has one thread.
+    ///
+    /// # Errors
+    /// The system's, or the rights are still there; the process must then end.
+    pub fn give_up_root(&self) -> io::Result<()> {
+        let (uid, gid) = (Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid));
+        nix::unistd::setgroups(&[gid])?;
+        nix::unistd::setresgid(gid, gid, gid)?;
+        nix::unistd::setresuid(uid, uid, uid)?;
+        // No program that it may run after all gives rights back.
+        rustix::thread::set_no_new_privs(true)?;
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+        let has_way_back =
+            nix::unistd::setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0)).is_ok()
+                || nix::unistd::setgroups(&[]).is_ok();
+        let ids = nix::unistd::getresuid()?;
+        if has_way_back || [ids.real, ids.effective, ids.saved] != [uid; 3] {
+            return Err(io::Error::other("root's rights could not be given up"));
+        }
+        if nix::unistd::getppid() != self.parent {
+            return Err(io::Error::other("the privileged part has ended"));
+        }
+        Ok(())
+    }
+}
+
+/// Gives a folder and the regular files in it that root left there to a user; makes it if it is missing. One that belongs
+/// to somebody else, or with a name in it that is not `is_ours`, stays as it is: what can't be written then says so. The
+/// folder changes hands last, so that a start that was cut short is made good by the next.
+fn give_folder(
+    folder: &Path,
+    mode: u32,
+    user: Who,
+    is_ours: impl Fn(&OsStr) -> bool,
+) -> io::Result<()> {
+    use rustix::fs::{Mode, OFlags, open, openat};
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match DirBuilder::new().mode(mode).create(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let opened = File::from(open(folder, flags | OFlags::DIRECTORY, Mode::empty())?);
+    let owner = opened.metadata()?.uid();
+    if owner != 0 && owner != user.uid {
+        return Ok(());
+    }
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        names.push(entry?.file_name());
+    }
+    if !names.iter().all(|name| is_ours(name)) {
+        return Ok(());
+    }
+    for name in names {
+        // Sockets and what went away meanwhile can't be opened, and are made anew.
+        let Ok(file) = openat(&opened, name.as_os_str(), flags, Mode::empty()) else {
+            continue;
+        };
+        let file = File::from(file);
+        let seen = file.metadata()?;
+        if seen.is_file() && seen.uid() == 0 && seen.nlink() == 1 {
+            std::os::unix::fs::fchown(&file, Some(user.uid), Some(user.gid))?;
+        }
+    }
+    if owner == 0 {
+        std::os::unix::fs::fchown(&opened, Some(user.uid), Some(user.gid))?;
+    }
+    Ok(())
+}
