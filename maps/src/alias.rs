@@ -6,7 +6,7 @@
 //!
 //! Limits: [`SOURCE_BYTES_MAX`]. Source: aliases(5).
 
-use crate::load::{Emptiness, read_locked};
+use crate::load::{Access, Emptiness, read_locked};
 use crate::source::{IsLocalDomain, SourceLine, read_aliases};
 use crate::{
     DuplicatePolicy, HandleOptions, Inserted, Map, MapBuilder, MapError, MapHandle, MapKind,
@@ -258,7 +258,7 @@ pub fn build_alias_map(
                 MapError::unsupported(source, "the alias file is larger than 1 GiB").into(),
             );
         }
-        let (text, _) = read_locked(source, SOURCE_WAIT, Emptiness::Allowed)?;
+        let (text, _) = read_locked(source, &SOURCE_WAIT.into(), Emptiness::Allowed)?;
         builder.read(source, &text, is_local_domain, remark)?;
     }
     let totals = builder.totals();
@@ -342,10 +342,10 @@ impl AliasMap {
 /// [`MapError`] as [`open_direct`] and [`Map::each`].
 pub fn each_alias(
     file: &Path,
-    lock_wait: Duration,
+    access: impl Into<Access>,
     f: &mut PairVisitor<'_>,
 ) -> Result<(), MapError> {
-    let map = open_direct(file, lock_wait)?;
+    let map = open_direct(file, access)?;
     map.each(&mut |name, value| {
         let name = crate::answer::strip_nul(name);
         if is_hidden(name) {
@@ -363,12 +363,12 @@ pub fn each_alias(
 pub fn lookup_alias_once(
     spec: &MapSpec,
     name: &[u8],
-    lock_wait: Duration,
+    access: impl Into<Access>,
 ) -> Result<Option<Vec<u8>>, MapError> {
     if is_hidden(name) {
         return Ok(None);
     }
-    lookup_once(spec, name, lock_wait)
+    lookup_once(spec, name, access)
 }
 
 /// Whether a key is no alias but the mark of a writer.

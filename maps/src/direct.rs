@@ -10,7 +10,7 @@ use crate::bdb::BdbFile;
 use crate::cdb::CdbFile;
 use crate::fixed::load_fixed;
 use crate::lmdb_file::LmdbFile;
-use crate::load::{Emptiness, FILE_BYTES_MAX, open_with_head};
+use crate::load::{Access, Emptiness, FILE_BYTES_MAX, open_with_head};
 use crate::random_access::{Headed, RandomAccess};
 use crate::redb_file::load_redb;
 use crate::{Map, MapError, MapKind, PairVisitor, Snapshot, Stamp};
@@ -18,7 +18,6 @@ use std::borrow::Cow;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// An opened file of a kind that is read by position.
 pub(crate) enum MapFile<S> {
@@ -108,12 +107,13 @@ pub struct DirectMap {
     path: PathBuf,
 }
 
-/// Opens a map file of any kind but text for a few lookups. Blocks: on disk, and up to `lock_wait` on the file's lock.
+/// Opens a map file of any kind but text for a few lookups. A duration alone is how long to wait, and refuses nothing.
+/// Blocks: on disk, and up to [`Access::lock_wait`] on the file's lock.
 ///
 /// # Errors
-/// [`MapError::Open`], [`MapError::Locked`], [`MapError::Damaged`], [`MapError::Unsupported`].
-pub fn open_direct(path: &Path, lock_wait: Duration) -> Result<DirectMap, MapError> {
-    let (file, stamp, head) = open_with_head(path, lock_wait, Emptiness::BeingCreated)?;
+/// [`MapError::Open`], [`MapError::Unsafe`], [`MapError::Locked`], [`MapError::Damaged`], [`MapError::Unsupported`].
+pub fn open_direct(path: &Path, access: impl Into<Access>) -> Result<DirectMap, MapError> {
+    let (file, stamp, head) = open_with_head(path, &access.into(), Emptiness::BeingCreated)?;
     let file = Arc::new(Headed::new(file, stamp.size_bytes, head));
     Ok(DirectMap {
         opened: MapFile::open(Arc::clone(&file), MapKind::Text, path)?,

@@ -11,9 +11,10 @@
 //! blocks. Errors: with no snapshot at all, every lookup answers the error of the last attempt, which is temporary.
 
 use crate::answer::{finish, folded, strip_nul};
-use crate::load::{LoadOptions, Stamp, load};
+use crate::load::{Access, Emptiness, LoadOptions, Stamp, load, read_locked};
 use crate::{
     Map, MapError, MapKind, MapSpec, NulRule, NulStyle, PairVisitor, Safety, Snapshot, open_direct,
+    text,
 };
 use arc_swap::ArcSwap;
 use std::borrow::Cow;
@@ -368,28 +369,28 @@ impl MapReader<'_> {
     }
 }
 
-/// Looks up one key without loading the map, with the same rules: for programs that look up once. Blocks on a few
-/// reads and, up to `lock_wait`, on the file's lock.
+/// Looks up one key without loading the map, with the same rules: for programs that look up once. A duration alone is
+/// how long to wait, and refuses nothing. Blocks on a few reads and, up to [`Access::lock_wait`], on the file's lock.
 ///
 /// # Errors
 /// As [`MapHandle::lookup`].
 pub fn lookup_once(
     spec: &MapSpec,
     key: &[u8],
-    lock_wait: Duration,
+    access: impl Into<Access>,
 ) -> Result<Option<Vec<u8>>, MapError> {
+    let access = access.into();
     let raw = match spec.kind {
         MapKind::Text => {
-            let options = LoadOptions {
-                lock_wait,
-                columns: spec.columns.clone(),
-                folds_text_keys: !spec.switches.keeps_case,
-                ..LoadOptions::default()
-            };
-            load(spec.kind, &spec.file(), &options)
+            let path = spec.file();
+            let folds_keys = !spec.switches.keeps_case;
+            read_locked(&path, &access, Emptiness::Allowed)
+                .and_then(|(bytes, stamp)| {
+                    text::load(&path, &bytes, &spec.columns, folds_keys, stamp)
+                })
                 .map(|snapshot| find_in_snapshot(&snapshot, spec, key))
         }
-        _ => open_direct(&spec.file(), lock_wait).and_then(|map| find_in_file(&map, spec, key)),
+        _ => open_direct(&spec.file(), access).and_then(|map| find_in_file(&map, spec, key)),
     };
     let raw = match raw {
         Err(error) if error.is_missing() && spec.switches.is_optional => Ok(None),

@@ -64,7 +64,7 @@ pub use direct::{DirectMap, open_direct};
 pub use error::{MapError, Verdict, io_text};
 pub use handle::{HandleOptions, MapEvent, MapHandle, MapReader, Refresh, lookup_once};
 pub use kind::MapKind;
-pub use load::{LoadOptions, Stamp, load};
+pub use load::{Access, LoadOptions, Stamp, load};
 pub use open_map::{ClassMap, MapSet, NoOpener, OpenMap, Opener, SERVICE_SWITCH_FILE};
 pub use publish::{PublishError, PublishOptions, Published, check_place};
 pub use safety::Safety;

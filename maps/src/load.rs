@@ -16,6 +16,8 @@ use crate::patience::Patience;
 use crate::redb_file::load_redb;
 use crate::spec::TextColumns;
 use crate::{MapError, MapKind, Safety, Snapshot, SnapshotBuilder, text};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::ops::ControlFlow;
@@ -30,6 +32,8 @@ pub const ATTEMPTS_MAX: u32 = 16;
 
 /// The first bytes of a file that are read at once: a page of a usual map, which holds its header.
 const HEAD_LEN: usize = 4096;
+/// Permission bits of which a file has to have one to be read.
+const READABLE: u32 = 0o444;
 /// Bytes that tell a file whose users take record locks from others.
 const RECORD_HEAD_LEN: usize = 32;
 
@@ -98,22 +102,19 @@ impl Default for LoadOptions {
 /// # Errors
 /// [`MapError::Open`], [`MapError::Locked`] at the deadline, [`MapError::Damaged`], [`MapError::Unsupported`].
 pub fn load(kind: MapKind, path: &Path, options: &LoadOptions) -> Result<Snapshot, MapError> {
-    if options.safety != Safety::UNCHECKED {
-        let (_, meta) = open_file(path)?;
-        options.safety.check(path, &meta)?;
-    }
+    let access = Access::checked(options.lock_wait, options.safety);
     if kind == MapKind::Text {
-        let (bytes, stamp) = read_locked(path, options.lock_wait, Emptiness::Allowed)?;
+        let (bytes, stamp) = read_locked(path, &access, Emptiness::Allowed)?;
         let (columns, folds_keys) = (&options.columns, options.folds_text_keys);
         return text::load(path, &bytes, columns, folds_keys, stamp);
     }
     if kind == MapKind::Fixed {
-        let (file, stamp) = open_locked(path, options.lock_wait, Emptiness::BeingCreated)?;
+        let (file, stamp) = open_locked(path, &access, Emptiness::BeingCreated)?;
         if let Some(table) = map_fixed(path, &file, stamp)? {
             return Ok(table);
         }
     }
-    let (bytes, stamp) = read_locked(path, options.lock_wait, Emptiness::BeingCreated)?;
+    let (bytes, stamp) = read_locked(path, &access, Emptiness::BeingCreated)?;
     match MapKind::of_content(&bytes, bytes.len() as u64) {
         Some(MapKind::Fixed) => return load_fixed(path, bytes, stamp),
         Some(MapKind::Redb) => return load_redb(path, &bytes, stamp),
@@ -147,38 +148,78 @@ pub(crate) enum Emptiness {
     Allowed,
 }
 
-/// Opens a map file for reading: a regular file only, never waiting on a FIFO.
-pub(crate) fn open_file(path: &Path) -> Result<(File, Metadata), MapError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(O_NONBLOCK)
-        .open(path)
-        .map_err(|error| MapError::open(path, &error))?;
-    let meta = file
-        .metadata()
-        .map_err(|error| MapError::open(path, &error))?;
-    if !meta.is_file() {
-        let error = io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
-        return Err(MapError::open(path, &error));
-    }
-    Ok((file, meta))
+/// How a map file is opened for reading: what is waited for, and what is refused. Each check looks at the file that was
+/// opened, never at the name a second time.
+#[derive(Debug, Clone, Copy)]
+pub struct Access {
+    /// How long to wait for a program that is rebuilding the file.
+    pub lock_wait: Duration,
+    /// Which files are refused because others could have written them.
+    pub safety: Safety,
+    /// Whether a symbolic link, and a file with several names, is refused.
+    pub refuses_links: bool,
 }
 
-/// So that opening a FIFO cannot hang; without effect on regular files.
-const O_NONBLOCK: i32 = {
-    let bits = rustix::fs::OFlags::NONBLOCK.bits();
-    assert!(bits <= i32::MAX as u32);
-    bits.cast_signed()
-};
+impl Access {
+    /// Refuses what `safety` refuses, and follows links.
+    pub fn checked(lock_wait: Duration, safety: Safety) -> Self {
+        Self {
+            lock_wait,
+            safety,
+            refuses_links: false,
+        }
+    }
+}
+
+/// Waits so long and refuses nothing: for programs whose user chose the file.
+impl From<Duration> for Access {
+    fn from(lock_wait: Duration) -> Self {
+        Self::checked(lock_wait, Safety::UNCHECKED)
+    }
+}
+
+/// Opens a map file for reading: a regular file only, never waiting on a FIFO.
+fn open_file(path: &Path, access: &Access) -> Result<File, MapError> {
+    let failed = |error: io::Error| MapError::open(path, &error);
+    // So that opening a FIFO cannot hang; without effect on regular files.
+    let mut flags = OFlags::NONBLOCK;
+    flags.set(OFlags::NOFOLLOW, access.refuses_links);
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path);
+    let file = match opened {
+        Err(error)
+            if access.refuses_links && error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) =>
+        {
+            return Err(MapError::unsafe_file(path, "Symbolic links not allowed"));
+        }
+        opened => opened.map_err(failed)?,
+    };
+    let meta = file.metadata().map_err(failed)?;
+    if !meta.is_file() {
+        let kind = io::ErrorKind::InvalidInput;
+        return Err(failed(io::Error::new(kind, "Regular files only")));
+    }
+    // Root reads everything; who took the right to read away meant it.
+    if meta.mode() & READABLE == 0 {
+        return Err(failed(Errno::ACCESS.into()));
+    }
+    if access.refuses_links && meta.nlink() > 1 {
+        return Err(MapError::unsafe_file(path, "Hard links not allowed"));
+    }
+    access.safety.check(path, &meta)?;
+    Ok(file)
+}
 
 /// Opens a map file and takes its shared lock, making sure that the path still names the file when the lock is ours
 /// and that it is not a database about to be created.
 pub(crate) fn open_locked(
     path: &Path,
-    wait: Duration,
+    access: &Access,
     empty: Emptiness,
 ) -> Result<(File, Stamp), MapError> {
-    open_with_head(path, wait, empty).map(|(file, stamp, _)| (file, stamp))
+    open_with_head(path, access, empty).map(|(file, stamp, _)| (file, stamp))
 }
 
 /// As [`open_locked`], with the file's first bytes, up to [`HEAD_LEN`]; none where text is read.
@@ -187,12 +228,13 @@ pub(crate) fn open_locked(
 /// ago; one that somebody was rebuilding is opened anew after the wait.
 pub(crate) fn open_with_head(
     path: &Path,
-    wait: Duration,
+    access: &Access,
     empty: Emptiness,
 ) -> Result<(File, Stamp, Vec<u8>), MapError> {
+    let wait = access.lock_wait;
     let mut patience = Patience::new(wait);
     loop {
-        let (file, _) = open_file(path)?;
+        let file = open_file(path, access)?;
         let failed = |error| MapError::open(path, &error);
         let mut head = Vec::new();
         let is_locked = lock::try_flock(&file, Mode::Shared).map_err(failed)?
@@ -235,11 +277,11 @@ fn has_record_lock(head: &[u8]) -> bool {
 /// The bytes of a file in one consistent state, and the stamp of that state.
 pub(crate) fn read_locked(
     path: &Path,
-    wait: Duration,
+    access: &Access,
     empty: Emptiness,
 ) -> Result<(Vec<u8>, Stamp), MapError> {
     for _ in 0..ATTEMPTS_MAX {
-        let (mut file, before) = open_locked(path, wait, empty)?;
+        let (mut file, before) = open_locked(path, access, empty)?;
         if before.size_bytes > FILE_BYTES_MAX {
             return Err(MapError::unsupported(path, "the file is larger than 8 GiB"));
         }
@@ -281,10 +323,10 @@ mod tests {
         let mut file = File::create(&path).unwrap();
         file.write_all(b"half").unwrap();
         file.lock().unwrap();
-        let error = read_locked(&path, SOON, Emptiness::Allowed).unwrap_err();
+        let error = read_locked(&path, &SOON.into(), Emptiness::Allowed).unwrap_err();
         assert!(matches!(error, MapError::Locked { .. }), "{error}");
         drop(file);
-        let (bytes, _) = read_locked(&path, SOON, Emptiness::Allowed).unwrap();
+        let (bytes, _) = read_locked(&path, &SOON.into(), Emptiness::Allowed).unwrap();
         assert_eq!(bytes, b"half");
     }
 
@@ -307,9 +349,39 @@ mod tests {
     #[test]
     fn directories_and_missing_files_are_errors() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(open_file(dir.path()).is_err());
-        let error = open_file(&dir.path().join("nothing")).unwrap_err();
+        let access = Access::from(SOON);
+        assert!(open_file(dir.path(), &access).is_err());
+        let error = open_file(&dir.path().join("nothing"), &access).unwrap_err();
         assert!(error.is_missing());
+    }
+
+    #[test]
+    fn what_is_refused_is_told_by_the_file_that_was_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.db");
+        let (link, hard) = (dir.path().join("link.db"), dir.path().join("hard.db"));
+        std::fs::write(&path, "x").unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let mut access = Access::from(SOON);
+        let detail = |path: &Path, access: &Access| match open_file(path, access) {
+            Ok(_) => String::new(),
+            Err(error) => error.detail().to_owned(),
+        };
+        assert_eq!(detail(&link, &access), "");
+        access.refuses_links = true;
+        assert_eq!(detail(&link, &access), "Symbolic links not allowed");
+        assert_eq!(detail(&path, &access), "");
+        std::fs::hard_link(&path, &hard).unwrap();
+        assert_eq!(detail(&path, &access), "Hard links not allowed");
+        assert_eq!(detail(&path, &SOON.into()), "");
+        let mode = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(&path, mode(0)).unwrap();
+        assert_eq!(detail(&hard, &SOON.into()), "Permission denied");
+        assert_eq!(detail(dir.path(), &SOON.into()), "Regular files only");
+        // A group that may write the file, seen on the open file while another name would do.
+        std::fs::set_permissions(&path, mode(0o664)).unwrap();
+        let access = Access::checked(SOON, Safety::default());
+        assert_eq!(detail(&path, &access), "Group writable file");
     }
 
     #[test]

@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// How often the old file may be replaced by others while we wait for its lock.
 const REPLACED_MAX: u32 = 100;
+/// Permission bits of which a map that is replaced has to have one.
+const WRITABLE: u32 = 0o222;
 
 /// Who shall own a published map, and how long to wait for it.
 #[derive(Debug, Clone)]
@@ -28,8 +30,8 @@ pub struct PublishOptions {
     pub owner_uid: Option<u32>,
     /// How long to wait for a program that holds the old file's lock.
     pub lock_wait: Duration,
-    /// Whether a map that is a symbolic link, or has hard links, is refused. If not, a symbolic link is followed and
-    /// the file behind it replaced.
+    /// Whether a map that is a symbolic link, or has several names, is refused. If not, a symbolic link is followed and
+    /// the file behind it replaced, and the other names of a file keep its old contents.
     pub refuses_links: bool,
 }
 
@@ -248,9 +250,17 @@ pub fn check_place(dest: &Path, options: &PublishOptions) -> Result<PathBuf, Pub
             }
             place = std::fs::canonicalize(dest).map_err(fail)?;
         }
-        Ok(meta) if !meta.is_file() => return refused("Not a regular file"),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
+    }
+    match std::fs::symlink_metadata(&place) {
+        Ok(meta) if !meta.is_file() => return refused("Regular files only"),
         Ok(meta) if meta.nlink() > 1 && options.refuses_links => {
             return refused("Hard links not allowed");
+        }
+        // Root may all the same, and so may who owns the directory; who took the right to write away meant it.
+        Ok(meta) if meta.mode() & WRITABLE == 0 => {
+            return Err(fail(rustix::io::Errno::ACCESS.into()));
         }
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
         _ => {}

@@ -92,21 +92,46 @@ impl Safety {
         for directory in file.ancestors().skip(1) {
             let meta =
                 std::fs::metadata(directory).map_err(|error| MapError::open(path, &error))?;
-            let is_held = self.trust_sticky_bit && meta.mode() & STICKY != 0;
-            let words = if meta.mode() & WORLD_WRITE != 0 && !is_held {
-                "World writable directory"
-            } else if meta.mode() & GROUP_WRITE != 0
-                && !self.group_writable_dir_path_safe
-                && !(is_held && meta.mode() & WORLD_WRITE != 0)
-            {
-                "Group writable directory"
-            } else {
-                continue;
-            };
-            let detail = format!("{words} {}", directory.display());
-            return Err(MapError::unsafe_file(path, &detail));
+            if let Some(words) = self.fault_of(&meta) {
+                let detail = format!("{words} {}", directory.display());
+                return Err(MapError::unsafe_file(path, &detail));
+            }
         }
         Ok(())
+    }
+
+    /// The directories on the way to a file, as its name is written, that others may write: what tools that build maps
+    /// warn of, in Sendmail's words, from the top. One that cannot be looked at is passed over. Blocks on disk.
+    pub fn writable_directories(&self, file: &Path) -> Vec<String> {
+        if self.map_in_unsafe_dir_path {
+            return Vec::new();
+        }
+        let mut directories: Vec<&Path> = file.ancestors().skip(1).collect();
+        if let [.., last] = directories.as_mut_slice()
+            && last.as_os_str().is_empty()
+        {
+            // A name without a directory is in this one; `d/e/name` is looked for from `d` on.
+            *last = Path::new(".");
+            if directories.len() > 1 {
+                directories.pop();
+            }
+        }
+        let warning = |directory: &&Path| {
+            let words = self.fault_of(&std::fs::metadata(directory).ok()?)?;
+            Some(format!("{words} {}", directory.display()))
+        };
+        directories.iter().rev().filter_map(warning).collect()
+    }
+
+    /// What is wrong with a directory, if it may be written by others.
+    fn fault_of(&self, directory: &Metadata) -> Option<&'static str> {
+        let mode = directory.mode();
+        let is_held = self.trust_sticky_bit && mode & STICKY != 0;
+        if mode & WORLD_WRITE != 0 && !is_held {
+            return Some("World writable directory");
+        }
+        let is_group_safe = self.group_writable_dir_path_safe || mode & WORLD_WRITE != 0;
+        (mode & GROUP_WRITE != 0 && !is_group_safe).then_some("Group writable directory")
     }
 }
 
@@ -177,6 +202,33 @@ mod tests {
             chmod(what, before);
         }
         assert!(!Safety::default().lift("ForwardFileInUnsafeDirPath"));
+    }
+
+    #[test]
+    fn tools_warn_of_every_directory_on_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let (upper, lower) = (dir.path().join("u"), dir.path().join("u/l"));
+        std::fs::create_dir_all(&lower).unwrap();
+        chmod(dir.path(), 0o755);
+        chmod(&upper, 0o777);
+        chmod(&lower, 0o775);
+        let mut safety = Safety {
+            trust_sticky_bit: true,
+            ..Safety::default()
+        };
+        let warned = |safety: Safety| safety.writable_directories(&lower.join("m.db"));
+        let (first, second) = (
+            format!("World writable directory {}", upper.display()),
+            format!("Group writable directory {}", lower.display()),
+        );
+        assert_eq!(warned(safety), [first.clone(), second]);
+        safety.group_writable_dir_path_safe = true;
+        assert_eq!(warned(safety), [first]);
+        assert!(warned(Safety::UNCHECKED).is_empty());
+        let here = Safety::default().writable_directories(Path::new("m.db"));
+        assert!(here.iter().all(|text| text.ends_with(" .")), "{here:?}");
+        let below = Safety::default().writable_directories(Path::new("src/m.db"));
+        assert!(below.iter().all(|text| text.ends_with(" src")), "{below:?}");
     }
 
     #[test]

@@ -10,7 +10,7 @@
 #![deny(clippy::indexing_slicing)]
 
 use crate::alias::SOURCE_BYTES_MAX;
-use crate::load::{Emptiness, read_locked};
+use crate::load::{Access, Emptiness, read_locked};
 use crate::open_map::ClassMap;
 use crate::source::{SourceLine, read_aliases};
 use crate::{HandleOptions, MapError, MapEvent, PairVisitor, Snapshot, SnapshotBuilder, Stamp};
@@ -107,7 +107,8 @@ impl StabMap {
     }
 
     fn load(&self) -> Result<Snapshot, MapError> {
-        let (text, stamp) = read_locked(&self.path, self.options.lock_wait, Emptiness::Allowed)?;
+        let access = Access::checked(self.options.lock_wait, self.options.safety);
+        let (text, stamp) = read_locked(&self.path, &access, Emptiness::Allowed)?;
         if text.len() as u64 > SOURCE_BYTES_MAX {
             return Err(MapError::unsupported(
                 &self.path,
@@ -156,6 +157,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Safety;
 
     #[test]
     fn an_alias_file_is_read_and_read_again() {
@@ -172,6 +174,16 @@ mod tests {
         assert_eq!(optional.find(b"bad").unwrap(), None);
         std::fs::write(&path, "root: carol\n").unwrap();
         assert_eq!(map.find(b"root").unwrap().unwrap(), b"carol");
+        // A list that its group may write is refused where the map's owner asks for it, and never taken for empty.
+        let checked = HandleOptions {
+            safety: Safety::default(),
+            ..HandleOptions::default()
+        };
+        let strict = StabMap::new(&path, true, false, checked);
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o664);
+        std::fs::set_permissions(&path, mode).unwrap();
+        let error = strict.find(b"nobody").unwrap_err();
+        assert_eq!(error.detail(), "Group writable file");
         // Gone again: what was known stays, unless the map is optional.
         std::fs::remove_file(&path).unwrap();
         assert_eq!(map.find(b"root").unwrap().unwrap(), b"carol");

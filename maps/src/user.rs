@@ -77,7 +77,7 @@ impl UserMap {
         file: &Path,
         f: &mut dyn FnMut(&[&[u8]]) -> ControlFlow<()>,
     ) -> Result<(), MapError> {
-        let (text, _) = read_locked(file, LOCK_WAIT, Emptiness::Allowed)?;
+        let (text, _) = read_locked(file, &LOCK_WAIT.into(), Emptiness::Allowed)?;
         if text.len() > PASSWD_BYTES_MAX {
             return Err(MapError::unsupported(file, "the file is too long"));
         }

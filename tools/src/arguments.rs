@@ -1,5 +1,5 @@
-//! Command lines as Sendmail's tools read them: getopt(3) letters, with or without a blank before the value, the first
-//! other word ending them; and a few long options of ours.
+//! Command lines as Sendmail's tools read them: getopt(3) letters, with or without a blank before the value, and a few
+//! long options of ours. The first other word ends them, or, as glibc's getopt has it, only `--` does.
 //!
 //! Pure: reads only what it is given. Texts are getopt's. Source: getopt(3).
 
@@ -17,6 +17,17 @@ pub struct Grammar<'g> {
     pub long_flags: &'g [&'g str],
     /// Long options with a value, `--name VALUE` or `--name=VALUE`.
     pub long_values: &'g [&'g str],
+    /// What ends the options.
+    pub end: OptionsEnd,
+}
+
+/// What ends the options of a command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OptionsEnd {
+    /// The first word that is none, or `--`.
+    FirstWord,
+    /// `--` alone: options may stand behind other words.
+    DashDash,
 }
 
 /// One option as it was given.
@@ -58,7 +69,10 @@ pub fn parse(
         }
         if bytes.len() < 2 || bytes.first() != Some(&b'-') {
             parsed.words.push(word);
-            break;
+            match grammar.end {
+                OptionsEnd::FirstWord => break,
+                OptionsEnd::DashDash => continue,
+            }
         }
         for (at, &letter) in bytes.iter().skip(1).enumerate() {
             let letter = char::from(letter);
@@ -115,6 +129,7 @@ mod tests {
         values: "Ct",
         long_flags: &["aliases"],
         long_values: &["sandbox"],
+        end: OptionsEnd::FirstWord,
     };
 
     fn shown(line: &str) -> String {
@@ -133,6 +148,19 @@ mod tests {
         );
         assert_eq!(shown("-N -- -d"), "[Letter('N', None)] [\"-d\"]");
         assert_eq!(shown("- x"), "[] [\"-\", \"x\"]");
+    }
+
+    #[test]
+    fn options_may_stand_behind_words_where_only_dashes_end_them() {
+        let grammar = Grammar {
+            end: OptionsEnd::DashDash,
+            ..GRAMMAR
+        };
+        let words = "hash -N m -t : - -- -d".split_whitespace();
+        let parsed = parse(&grammar, words.map(OsString::from)).unwrap();
+        assert_eq!(parsed.words, ["hash", "m", "-", "-d"]);
+        let letter = |letter, value: Option<&str>| Given::Letter(letter, value.map(Into::into));
+        assert_eq!(parsed.options, [letter('N', None), letter('t', Some(":"))]);
     }
 
     #[test]

@@ -3,21 +3,19 @@
 //! The new map takes the old one's place whole and on disk, or not at all. Keys and values of files are copied as they
 //! are stored, a trailing NUL included. Blocks on disk, and on the class that is read. Source: makemap(8) --convert.
 
+use crate::map_place::{LOCK_WAIT, open_text, warn_of_directories};
 use crate::setting::{EX_CANTCREAT, EX_CONFIG, EX_DATAERR, Refusal};
 use diligence::config::Config;
 use diligence::programs::wiring::map_opener;
 use diligence_maps::{
-    Definition, DuplicatePolicy, HandleOptions, Inserted, Map, MapBuilder, MapClass, MapError,
-    MapKind, MapSet, PairVisitor, PublishOptions, SpecError, io_text, open_direct,
+    Access, Definition, DuplicatePolicy, HandleOptions, Inserted, Map, MapBuilder, MapClass,
+    MapError, MapKind, MapSet, PairVisitor, PublishOptions, SpecError, check_place, io_text,
+    open_direct,
 };
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::time::Duration;
-
-/// How long a map that is being rebuilt is waited for.
-const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// Copies the map `from` into the map `to`, both `class:switches name`; the keys that were there already, as far as the
 /// policy leaves them out.
@@ -47,6 +45,15 @@ pub fn convert_map(
         text: format!("{to}: {detail}"),
         exit: EX_CANTCREAT,
     };
+    let (safety, sandbox) = (
+        config.route.dont_blame.map_safety(),
+        config.sandbox.as_deref(),
+    );
+    if source.class.is_of_a_file() {
+        warn_of_directories(&source.label(), safety, sandbox);
+    }
+    warn_of_directories(&dest, safety, sandbox);
+    let place = check_place(&dest, options).map_err(|error| cannot_create(&error.detail()))?;
     // Text keeps what any kind keeps; its policies are those of the builder, which is not published then.
     let kind = match target.kind {
         MapKind::Text => MapKind::Hash,
@@ -74,10 +81,11 @@ pub fn convert_map(
         }
         ControlFlow::Continue(())
     };
-    read_all(config, &source, &mut take).map_err(|error| match error {
+    let refuses_links = options.refuses_links;
+    read_all(config, &source, refuses_links, &mut take).map_err(|error| match error {
         Unread::Spec(error) => refused(from, error),
         Unread::Map(error) => Refusal {
-            text: format!("{from}: {}", error.detail()),
+            text: format!("{from}: {}", open_text(&error)),
             exit: EX_CANTCREAT,
         },
     })?;
@@ -116,7 +124,7 @@ pub fn convert_map(
             exit: EX_DATAERR,
         });
     }
-    replace(&dest, &text).map_err(|error| cannot_create(&io_text(&error)))?;
+    replace(&place, &text).map_err(|error| cannot_create(&io_text(&error)))?;
     Ok(duplicates)
 }
 
@@ -137,12 +145,17 @@ enum Unread {
 fn read_all(
     config: &Config,
     source: &Definition,
+    refuses_links: bool,
     take: &mut PairVisitor<'_>,
 ) -> Result<(), Unread> {
     if let MapClass::File(kind) = source.class
         && kind != MapKind::Text
     {
-        let map = open_direct(&kind.file_of(Path::new(&source.rest)), LOCK_WAIT);
+        let access = Access {
+            refuses_links,
+            ..Access::from(LOCK_WAIT)
+        };
+        let map = open_direct(&kind.file_of(Path::new(&source.rest)), access);
         return map.and_then(|map| map.each(take)).map_err(Unread::Map);
     }
     let options = HandleOptions {

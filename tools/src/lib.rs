@@ -5,6 +5,7 @@ pub mod arguments;
 pub mod conversion;
 pub mod export;
 pub mod json;
+pub mod map_place;
 pub mod progress;
 pub mod setting;
 pub mod vacation;

@@ -137,6 +137,219 @@ fn case_comment_delimiter_and_nul_follow_the_switches() {
 }
 
 #[test]
+fn a_command_line_is_read_as_sendmails_tools_read_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    // Options may stand behind the words, as glibc's getopt has it.
+    assert_eq!(
+        run(dir, "makemap hash m -v", "a 1\n"),
+        "0\nkey=`a', val=`1'\n"
+    );
+    assert_eq!(run(dir, "editmap hash m a -q", ""), "0\n1\n");
+    assert!(
+        run(dir, "editmap -u hash m a -z", "")
+            .starts_with("64\neditmap: invalid option -- 'z'\nUsage")
+    );
+    assert_eq!(run(dir, "editmap -u hash m -- a -z", ""), "0\n");
+    assert_eq!(run(dir, "editmap -q hash m a", ""), "0\n-z\n");
+    // The first character counts; none is no delimiter.
+    assert_eq!(
+        run(dir, "makemap -v -t :; hash m", "k:v;w\n"),
+        "0\nkey=`k', val=`v;w'\n"
+    );
+    let empty = Command::new(env!("CARGO_BIN_EXE_makemap"))
+        .args(["-v", "-t", "", "hash", "m"])
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert_eq!(empty.stderr, b"Invalid separator\n");
+    assert!(empty.status.success());
+    // -d and -r together keep all values.
+    assert_eq!(run(dir, "makemap -d -r btree m", "a 1\na 2\n"), "0\n");
+    assert_eq!(run(dir, "makemap -u btree m", ""), "0\na\t1\na\t2\n");
+    // Sendmail's usage, and ours behind it.
+    for (line, usage) in [
+        (
+            "makemap",
+            "64\nUsage: makemap [-C cffile] [-N] [-c cachesize] [-D commentchar]\n               \
+             [-d] [-e] [-f] [-i type] [-l] [-o] [-r] [-s] [-t delimiter]\n               \
+             [-u] [-v] type mapname\n",
+        ),
+        (
+            "editmap",
+            "64\nUsage: editmap [-C cffile] [-N] [-f] [-q|-u|-x] maptype mapname key [ \"value ...\" ]\n",
+        ),
+        (
+            "praliases -x",
+            "64\npraliases: invalid option -- 'x'\nusage: praliases [-C cffile] [-f aliasfile] [key ...]\n",
+        ),
+    ] {
+        assert!(run(dir, line, "").starts_with(usage), "{line}");
+    }
+}
+
+#[test]
+fn adding_keeps_every_value_of_a_map_of_several() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    for kind in ["hash", "btree", "cdb"] {
+        let line = |switches: &str| format!("makemap {switches} {kind} m");
+        assert_eq!(run(dir, &line("-d"), "a 1\na 2\nb 3\n"), "0\n");
+        assert_eq!(
+            run(dir, &line("-o"), "c 4\na 5\n"),
+            "65\nmakemap: m: line 2: key a: duplicate key\n"
+        );
+        let listed = |text: &str| {
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort_unstable();
+            lines
+        };
+        let dumped = listed(&run(dir, &line("-u"), ""));
+        assert_eq!(dumped, ["0", "a\t1", "a\t2", "b\t3", "c\t4"], "{kind}");
+        // As with libdb, to replace is to add where several values are kept.
+        assert_eq!(run(dir, &line("-o -r"), "a 5\n"), "0\n");
+        let dumped = listed(&run(dir, &line("-u"), ""));
+        assert_eq!(
+            dumped,
+            ["0", "a\t1", "a\t2", "a\t5", "b\t3", "c\t4"],
+            "{kind}"
+        );
+    }
+    // A cdb map that holds one value a key is not taken for one of several.
+    assert_eq!(run(dir, "makemap cdb single", "a 1\n"), "0\n");
+    assert_eq!(run(dir, "makemap -o -r cdb single", "a 2\n"), "0\n");
+    assert_eq!(run(dir, "makemap -u cdb single", ""), "0\na\t2\n");
+    assert_eq!(
+        run(dir, "makemap -o hash nothing", "a 1\n"),
+        "73\nmakemap: error opening type hash map nothing: No such file or directory\n"
+    );
+}
+
+#[test]
+fn the_configuration_says_what_a_map_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let shown = dir.display();
+    std::fs::write(
+        dir.join("c.toml"),
+        format!(
+            "alias_file = \"btree:{shown}/al\"\naccess_db = \"hash {shown}/acc\"\n\
+             virtusertable = \"cdb {shown}/v\"\n[map]\nmine = \"lmdb {shown}/mine\"\n"
+        ),
+    )
+    .unwrap();
+    for (name, kind) in [
+        ("al", "btree"),
+        ("acc", "hash"),
+        ("v", "cdb"),
+        ("mine", "lmdb"),
+    ] {
+        let line = format!("makemap -C c.toml -f cf {name}");
+        assert_eq!(run(dir, &line, "a 1\n"), "0\n", "{name}");
+        let dumped = run(dir, &format!("makemap -u {kind} {name}"), "");
+        assert_eq!(dumped, "0\na\t1\n", "{name}");
+    }
+    assert_eq!(
+        run(dir, "makemap -C c.toml cf other", "a 1\n"),
+        "65\nmakemap: mapfile other: not found in c.toml\n"
+    );
+    assert_eq!(
+        run(dir, "makemap -C c.toml -i btree cf other", "a 1\n"),
+        "0\n"
+    );
+    assert_eq!(run(dir, "makemap -u btree other", ""), "0\na\t1\n");
+}
+
+#[test]
+fn unsafe_places_are_warned_of_and_links_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let mode = |name: &str, mode| {
+        std::fs::set_permissions(
+            dir.join(name),
+            std::os::unix::fs::PermissionsExt::from_mode(mode),
+        )
+        .unwrap();
+    };
+    std::fs::create_dir(dir.join("open")).unwrap();
+    mode("open", 0o777);
+    let warning = "WARNING: World writable directory open\n";
+    for line in [
+        "makemap hash open/m",
+        "makemap -s hash open/m",
+        "makemap -u hash open/m",
+        "praliases -f open/m",
+    ] {
+        assert_eq!(run(dir, line, ""), format!("0\n{warning}"), "{line}");
+    }
+    assert_eq!(
+        run(dir, "editmap -u hash open/m a 1", ""),
+        format!("0\n{warning}")
+    );
+    mode("open", 0o775);
+    assert_eq!(
+        run(dir, "editmap -q hash open/m a", ""),
+        "0\n1\nWARNING: Group writable directory open\n"
+    );
+    std::fs::write(
+        dir.join("c.toml"),
+        "dont_blame_sendmail = \"GroupWritableDirPathSafe\"\n",
+    )
+    .unwrap();
+    assert_eq!(run(dir, "editmap -C c.toml -q hash open/m a", ""), "0\n1\n");
+    // Links.
+    run(dir, "makemap hash m", "a 1\n");
+    std::os::unix::fs::symlink("m.db", dir.join("link.db")).unwrap();
+    for line in [
+        "makemap -u hash link",
+        "makemap -o hash link",
+        "editmap -q hash link a",
+        "editmap -u hash link a 2",
+    ] {
+        let program = line.split(' ').next().unwrap();
+        let refused = format!(
+            "73\n{program}: error opening type hash map link: Symbolic links not allowed\n"
+        );
+        assert_eq!(run(dir, line, ""), refused, "{line}");
+    }
+    assert_eq!(run(dir, "makemap -s -u hash link", ""), "0\na\t1\n");
+    std::fs::hard_link(dir.join("m.db"), dir.join("hard.db")).unwrap();
+    for line in [
+        "makemap hash m",
+        "makemap -u hash m",
+        "editmap -q hash m a",
+        "editmap -x hash m a",
+    ] {
+        let program = line.split(' ').next().unwrap();
+        let refused =
+            format!("73\n{program}: error opening type hash map m: Hard links not allowed\n");
+        assert_eq!(run(dir, line, ""), refused, "{line}");
+    }
+    assert!(
+        run(dir, "makemap --convert hash:m btree:x", "")
+            .starts_with("73\nmakemap: hash:m: Hard links")
+    );
+    std::fs::remove_file(dir.join("hard.db")).unwrap();
+    // What may not be written, or read, is left alone, by root as well.
+    mode("m.db", 0o400);
+    let denied = "73\nmakemap: error opening type hash map m: Permission denied\n";
+    assert_eq!(run(dir, "makemap hash m", "b 1\n"), denied);
+    assert_eq!(run(dir, "makemap -u hash m", ""), "0\na\t1\n");
+    mode("m.db", 0);
+    assert_eq!(run(dir, "makemap -u hash m", ""), denied);
+    assert_eq!(
+        run(dir, "praliases -f m", ""),
+        "0\npraliases: m: open: Permission denied\n"
+    );
+    std::fs::create_dir(dir.join("d.db")).unwrap();
+    assert_eq!(
+        run(dir, "makemap hash d", ""),
+        "73\nmakemap: error opening type hash map d: Regular files only\n"
+    );
+}
+
+#[test]
 fn what_cannot_be_done_is_refused_with_the_right_status() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
@@ -206,6 +419,14 @@ fn editmap_changes_one_key() {
         run(dir, "editmap -x hash m key1", ""),
         "0\neditmap: key key1 doesn't exist in map m\n"
     );
+    // A map that is not there is made by -u, and by nothing else.
+    assert_eq!(
+        run(dir, "editmap -x hash new key1", ""),
+        "0\neditmap: key key1 doesn't exist in map new\n"
+    );
+    assert!(!dir.join("new.db").exists());
+    assert_eq!(run(dir, "editmap -u implicit new K v", ""), "0\n");
+    assert_eq!(run(dir, "editmap -q hash new k", ""), "0\nv\n");
     assert!(run(dir, "editmap -u hash m k", "").starts_with("64\nUsage"));
     assert!(run(dir, "editmap -q -x hash m k", "").starts_with("64\nUsage"));
     assert!(run(dir, "editmap", "").starts_with("64\nUsage: editmap"));

@@ -4,29 +4,29 @@
 //! program that is rebuilding the map. Source: editmap(8).
 
 use diligence_maps::{
-    DirectMap, DuplicatePolicy, Map, MapBuilder, MapError, MapKind, PublishOptions, SpecError,
-    open_direct,
+    DirectMap, DuplicatePolicy, Map, MapBuilder, MapError, MapKind, PublishOptions, Safety,
 };
-use diligence_tools::arguments::{Given, Grammar, parse};
+use diligence_tools::arguments::{Given, Grammar, OptionsEnd, parse};
+use diligence_tools::map_place::{open_text, open_written, warn_of_directories, written_kind};
 use diligence_tools::setting::{EX_CANTCREAT, EX_UNAVAILABLE, EX_USAGE, find_sandbox, load_config};
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-const USAGE: &str = "Usage: editmap [-C cffile] [-N] [-f] [-q|-u|-x] [--sandbox dir] maptype mapname key [ \"value ...\" ]\n";
+const USAGE: &str =
+    "Usage: editmap [-C cffile] [-N] [-f] [-q|-u|-x] maptype mapname key [ \"value ...\" ]
+       editmap ... [--sandbox dir] maptype mapname key [ \"value ...\" ]
+";
 
 const GRAMMAR: Grammar<'static> = Grammar {
     flags: "Nfqux",
     values: "C",
     long_flags: &[],
     long_values: &["sandbox"],
+    end: OptionsEnd::DashDash,
 };
-
-/// How long a map that is being rebuilt is waited for.
-const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Action {
@@ -107,9 +107,13 @@ fn run() -> Result<(), Stop> {
         exit: refusal.exit,
     };
     let sandbox = find_sandbox(sandbox.as_deref()).map_err(refused)?;
-    if config_file.is_some() {
-        load_config(config_file.as_ref(), sandbox.as_deref()).map_err(refused)?;
-    }
+    let safety = match &config_file {
+        Some(file) => {
+            let config = load_config(Some(file), sandbox.as_deref()).map_err(refused)?;
+            config.route.dont_blame.map_safety()
+        }
+        None => Safety::default(),
+    };
 
     let class = class.to_string_lossy();
     let name = PathBuf::from(name);
@@ -120,12 +124,7 @@ fn run() -> Result<(), Stop> {
         ),
         exit: EX_CANTCREAT,
     };
-    let kind = match MapKind::from_name(&class) {
-        Ok(kind) if kind.is_writable() => kind,
-        Ok(_) => return Err(cannot_open("maps of this class are not built")),
-        Err(SpecError::NotBuiltIn { .. }) => return Err(cannot_open("this class is not built in")),
-        Err(_) => return Err(cannot_open("Unknown database type")),
-    };
+    let kind = written_kind(&class).map_err(&cannot_open)?;
     let mut key = key.as_bytes().to_vec();
     if folds {
         key.make_ascii_lowercase();
@@ -135,19 +134,16 @@ fn run() -> Result<(), Stop> {
         key.push(0);
     }
     let dest = kind.file_of(&name);
-    let failed = |error: &MapError| cannot_open(error.detail());
-    let map = match open_direct(&dest, LOCK_WAIT) {
-        Ok(map) if map.kind() != kind => {
-            return Err(cannot_open(&format!(
-                "Invalid argument (the file is of type {})",
-                map.kind()
-            )));
-        }
-        Ok(map) => map,
-        Err(error) => return Err(failed(&error)),
+    let failed = |error: &MapError| cannot_open(&open_text(error));
+    warn_of_directories(&dest, safety, sandbox.as_deref());
+    let map = match open_written(&dest, kind, false) {
+        // What is not there yet is made, and has no key to remove.
+        Err(error) if error.is_missing() && action != Action::Query => None,
+        opened => Some(opened.map_err(|error| failed(&error))?),
     };
     if action == Action::Query {
-        let found = map.lookup(&key).map_err(|error| failed(&error))?;
+        let found = map.as_ref().map(|map| map.lookup(&key));
+        let found = found.transpose().map_err(|error| failed(&error))?.flatten();
         let Some(value) = found else {
             return Err(Stop {
                 text: format!(
@@ -164,7 +160,7 @@ fn run() -> Result<(), Stop> {
             exit: diligence_tools::setting::EX_IOERR,
         });
     }
-    let mut builder = read_all(&map, kind).map_err(|error| failed(&error))?;
+    let mut builder = read_all(map.as_ref(), kind).map_err(|error| failed(&error))?;
     // The shared lock has to go before the exclusive one can be had.
     drop(map);
     let was_there = builder.remove(&key);
@@ -195,7 +191,10 @@ fn run() -> Result<(), Stop> {
 }
 
 /// The whole map, ready to be changed; a map of duplicates stays one.
-fn read_all(map: &DirectMap, kind: MapKind) -> Result<MapBuilder, MapError> {
+fn read_all(map: Option<&DirectMap>, kind: MapKind) -> Result<MapBuilder, MapError> {
+    let Some(map) = map else {
+        return MapBuilder::new(kind, DuplicatePolicy::KeepFirst);
+    };
     let policy = match map.allows_duplicates() {
         true => DuplicatePolicy::KeepAll,
         false => DuplicatePolicy::KeepFirst,

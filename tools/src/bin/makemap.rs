@@ -3,29 +3,31 @@
 //! A new map takes the old one's place whole and on disk, or not at all. Bad lines are reported with file and line,
 //! the rest is built, and the exit status is 65. Blocks on disk and standard input. Source: makemap(8).
 
+use diligence::config::Config;
 use diligence_maps::source::{MakemapSyntax, SourceLine, is_alias_syntax, read_makemap};
 use diligence_maps::{
-    AliasMapBuilder, DirectMap, DuplicatePolicy, Inserted, Map, MapBuilder, MapError, MapKind,
-    MapSpec, PublishError, PublishOptions, SpecError, check_place, io_text, open_direct,
+    AliasMapBuilder, Definition, DirectMap, DuplicatePolicy, Inserted, Map, MapBuilder, MapError,
+    MapKind, PublishError, PublishOptions, Safety, check_place, io_text,
 };
-use diligence_tools::arguments::{Given, Grammar, parse};
+use diligence_tools::arguments::{Given, Grammar, OptionsEnd, parse};
 use diligence_tools::conversion::convert_map;
+use diligence_tools::map_place::{open_text, open_written, warn_of_directories, written_kind};
 use diligence_tools::progress::Progress;
 use diligence_tools::setting::{
     EX_CANTCREAT, EX_DATAERR, EX_IOERR, EX_USAGE, Refusal, find_sandbox, load_config,
 };
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 const USAGE: &str = "Usage: makemap [-C cffile] [-N] [-c cachesize] [-D commentchar]
                [-d] [-e] [-f] [-i type] [-l] [-o] [-r] [-s] [-t delimiter]
-               [-u] [-v] [--aliases] [--sandbox dir] type mapname
+               [-u] [-v] type mapname
+       makemap ... [--aliases] [--sandbox dir] type mapname
        makemap [-N] [-d] [-r] [-s] --convert type:mapname type:mapname
 ";
 
@@ -34,12 +36,11 @@ const GRAMMAR: Grammar<'static> = Grammar {
     values: "CcDit",
     long_flags: &["aliases", "convert"],
     long_values: &["sandbox"],
+    end: OptionsEnd::DashDash,
 };
 
 /// Bytes of standard input read at once.
 const INPUT_BUFFER_BYTES: usize = 1 << 18;
-/// How long a map that is being rebuilt is waited for when it is dumped or added to.
-const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// How the program ends before its time: a text for standard error, and a status.
 struct Stop {
@@ -92,7 +93,7 @@ struct Job {
     config_file: Option<OsString>,
     sandbox: Option<OsString>,
     class: OsString,
-    implicit_class: Option<OsString>,
+    fallback_class: Option<OsString>,
     name: PathBuf,
     syntax: MakemapSyntax,
     aliases: Aliases,
@@ -127,22 +128,18 @@ fn run() -> Result<u8, Stop> {
     if job.converts {
         return convert(&job);
     }
-    let kind = find_kind(&job)?;
+    let sandbox = find_sandbox(job.sandbox.as_deref())?;
+    let (kind, safety) = find_kind(&job, sandbox.as_deref())?;
     let dest = kind.file_of(&job.name);
+    warn_of_directories(&dest, safety, sandbox.as_deref());
     if job.dumps {
         return dump(&job, kind, &dest);
     }
-    let options = PublishOptions {
-        refuses_links: !job.ignores_safety,
-        ..PublishOptions::default()
-    };
-    if !job.ignores_safety {
-        warn_of_directory(&dest);
-    }
+    let options = publish_options(&job);
     check_place(&dest, &options)
         .map_err(|error| cannot_open(&job, kind.name(), &error.detail()))?;
     let old = match job.keeps_old {
-        true => open_old(&job, kind, &dest)?,
+        true => Some(open_old(&job, kind, &dest)?),
         false => None,
     };
     let progress = Progress::new(job.is_verbose);
@@ -171,7 +168,7 @@ fn read_command_line() -> Result<Option<Job>, Stop> {
         config_file: None,
         sandbox: None,
         class: OsString::new(),
-        implicit_class: None,
+        fallback_class: None,
         name: PathBuf::new(),
         syntax: MakemapSyntax::default(),
         aliases: Aliases::Recognise,
@@ -198,16 +195,19 @@ fn read_command_line() -> Result<Option<Job>, Stop> {
             Given::Letter('N', _) => job.with_nul = true,
             // There is no cache to size: the whole map is laid out in memory and written once, in order.
             Given::Letter('c', _) => {}
-            Given::Letter('D', value) => job.syntax.comment = one_byte('D', value)?,
+            Given::Letter('D', value) => job.syntax.comment = first_byte(value).unwrap_or(0),
             Given::Letter('d', _) => duplicates = true,
             Given::Letter('e', _) => job.syntax.allows_empty = true,
             Given::Letter('f', _) => job.syntax.folds_keys = false,
-            Given::Letter('i', class) => job.implicit_class = class,
+            Given::Letter('i', class) => job.fallback_class = class,
             Given::Letter('l', _) => lists = true,
             Given::Letter('o', _) => job.keeps_old = true,
             Given::Letter('r', _) => replaces = true,
             Given::Letter('s', _) => job.ignores_safety = true,
-            Given::Letter('t', value) => job.syntax.delimiter = Some(one_byte('t', value)?),
+            Given::Letter('t', value) => match first_byte(value) {
+                None => eprintln!("Invalid separator"),
+                delimiter => job.syntax.delimiter = delimiter,
+            },
             Given::Letter('u', _) => job.dumps = true,
             Given::Letter('v', _) => job.is_verbose = true,
             Given::Long(name, _) if name == "aliases" => wants_aliases = true,
@@ -223,9 +223,6 @@ fn read_command_line() -> Result<Option<Job>, Stop> {
     }
     if job.converts && (is_shaped || wants_aliases || lists) {
         return Err(usage("--convert takes -N, -d, -r and -s only"));
-    }
-    if replaces && duplicates {
-        return Err(usage("-d and -r cannot be used together"));
     }
     if wants_aliases {
         job.aliases = Aliases::Always;
@@ -248,11 +245,19 @@ fn read_command_line() -> Result<Option<Job>, Stop> {
     Ok(Some(job))
 }
 
-fn one_byte(letter: char, value: Option<OsString>) -> Result<u8, Stop> {
+/// The character that -D or -t name: the first one, or a tab written `\t`.
+fn first_byte(value: Option<OsString>) -> Option<u8> {
     match value.unwrap_or_default().as_bytes() {
-        [b'\\', b't'] => Ok(b'\t'),
-        [byte] => Ok(*byte),
-        _ => Err(usage(&format!("option -{letter} takes one character"))),
+        [b'\\', b't'] => Some(b'\t'),
+        bytes => bytes.first().copied(),
+    }
+}
+
+/// `-s` lets links be followed.
+fn publish_options(job: &Job) -> PublishOptions {
+    PublishOptions {
+        refuses_links: !job.ignores_safety,
+        ..PublishOptions::default()
     }
 }
 
@@ -261,10 +266,7 @@ fn convert(job: &Job) -> Result<u8, Stop> {
     let sandbox = find_sandbox(job.sandbox.as_deref())?;
     let config = load_config(None, sandbox.as_deref())?;
     let (from, to) = (job.class.to_string_lossy(), job.name.to_string_lossy());
-    let options = PublishOptions {
-        refuses_links: !job.ignores_safety,
-        ..PublishOptions::default()
-    };
+    let options = publish_options(job);
     let converted = convert_map(&config, &from, &to, job.policy, job.with_nul, &options);
     match converted {
         Ok(duplicates) => {
@@ -277,49 +279,62 @@ fn convert(job: &Job) -> Result<u8, Stop> {
     }
 }
 
-/// The kind of map asked for: by name, as `implicit` (what -i says, else hash), or as `cf` (what the configuration says
-/// of the map of this name).
-fn find_kind(job: &Job) -> Result<MapKind, Stop> {
-    let sandbox = find_sandbox(job.sandbox.as_deref())?;
+/// The kind of map asked for, and which directories are warned of: by name, or as `cf` what the configuration says of the
+/// map at this place, else what -i names.
+fn find_kind(job: &Job, sandbox: Option<&Path>) -> Result<(MapKind, Safety), Stop> {
     let class = job.class.to_string_lossy();
-    let named = |class: &str| match MapKind::from_name(class) {
-        Ok(kind) if kind.is_writable() => Ok(kind),
-        Ok(_) => Err(cannot_open(job, class, "maps of this class are not built")),
-        Err(SpecError::NotBuiltIn { .. }) => {
-            Err(cannot_open(job, class, "this class is not built in"))
-        }
-        Err(_) => Err(cannot_open(job, class, "Unknown database type")),
-    };
+    let named = |class: &str| written_kind(class).map_err(|text| cannot_open(job, class, text));
     if class != "cf" {
-        if job.config_file.is_some() {
-            // Read to find it wrong: a tool that is told of a configuration does not pass over one that is broken.
-            load_config(job.config_file.as_ref(), sandbox.as_deref())?;
-        }
-        return match (&*class, &job.implicit_class) {
-            ("implicit", None) => Ok(MapKind::Hash),
-            ("implicit", Some(class)) => named(&class.to_string_lossy()),
-            (class, _) => named(class),
+        // Read to find it wrong, too: a tool that is told of a configuration does not pass over one that is broken.
+        let safety = match &job.config_file {
+            Some(file) => load_config(Some(file), sandbox)?
+                .route
+                .dont_blame
+                .map_safety(),
+            None => Safety::default(),
         };
+        return Ok((named(&class)?, safety));
     }
-    let config = load_config(job.config_file.as_ref(), sandbox.as_deref())?;
-    let aliases = config
-        .route
+    let config = load_config(job.config_file.as_ref(), sandbox)?;
+    let safety = config.route.dont_blame.map_safety();
+    match (class_of_map(&config, &job.name), &job.fallback_class) {
+        (Some(class), _) => Ok((named(&class)?, safety)),
+        (None, Some(class)) => Ok((named(&class.to_string_lossy())?, safety)),
+        (None, None) => Err(Stop {
+            text: format!(
+                "makemap: mapfile {}: not found in {}\n",
+                job.name.display(),
+                config.file.display()
+            ),
+            exit: EX_DATAERR,
+        }),
+    }
+}
+
+/// The class of the map that the configuration has at this place.
+fn class_of_map(config: &Config, name: &Path) -> Option<String> {
+    let route = &config.route;
+    let aliases = route
         .alias_files
         .iter()
-        .map(|spec| MapSpec::parse_alias(spec));
-    let access = config
-        .route
-        .access_db
-        .iter()
-        .map(|spec| MapSpec::parse(spec));
-    for spec in aliases.chain(access).flatten() {
-        if spec.name == job.name
-            || std::path::absolute(&job.name).is_ok_and(|name| name == spec.name)
-        {
-            return named(spec.kind.name());
-        }
-    }
-    Err(cannot_open(job, "cf", "the configuration has no such map"))
+        .map(|spec| Definition::parse_alias(spec));
+    let tables = [
+        &route.access_db,
+        &route.virtusertable,
+        &route.mailertable,
+        &route.domaintable,
+        &route.masquerade.genericstable,
+    ];
+    let texts = tables.into_iter().flatten().chain(route.maps.values());
+    let place = std::path::absolute(name).ok()?;
+    aliases
+        .chain(texts.map(|text| Definition::parse(text)))
+        .flatten()
+        .find(|definition| {
+            definition.class.is_of_a_file()
+                && std::path::absolute(&definition.rest).is_ok_and(|file| file == place)
+        })
+        .map(|definition| definition.class.name().to_owned())
 }
 
 fn base_name(name: &Path) -> &[u8] {
@@ -340,45 +355,13 @@ fn publish_failed(job: &Job, kind: MapKind, error: &PublishError) -> Stop {
     cannot_open(job, kind.name(), &error.detail())
 }
 
-/// Says what Sendmail says of a directory in which anybody may replace the map.
-fn warn_of_directory(dest: &Path) {
-    let dir = match dest.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    if let Ok(meta) = std::fs::metadata(dir) {
-        let mode = meta.permissions().mode();
-        if mode & 0o002 != 0 {
-            eprintln!("WARNING: World writable directory {}", dir.display());
-        } else if mode & 0o020 != 0 {
-            eprintln!("WARNING: Group writable directory {}", dir.display());
-        }
-    }
-}
-
-/// Opens the map as the asked-for kind; a file of the other kind is refused as Sendmail's tools refuse it.
-fn open_as(job: &Job, kind: MapKind, dest: &Path) -> Result<DirectMap, MapError> {
-    let map = open_direct(dest, LOCK_WAIT)?;
-    if map.kind() != kind {
-        return Err(MapError::Unsupported {
-            path: job.name.clone(),
-            detail: format!("Invalid argument (the file is of type {})", map.kind()),
-        });
-    }
-    Ok(map)
-}
-
-fn open_old(job: &Job, kind: MapKind, dest: &Path) -> Result<Option<DirectMap>, Stop> {
-    match open_as(job, kind, dest) {
-        Ok(map) => Ok(Some(map)),
-        Err(error) if error.is_missing() => Ok(None),
-        Err(error) => Err(cannot_open(job, kind.name(), error.detail())),
-    }
+fn open_old(job: &Job, kind: MapKind, dest: &Path) -> Result<DirectMap, Stop> {
+    open_written(dest, kind, job.ignores_safety)
+        .map_err(|error| cannot_open(job, kind.name(), &open_text(&error)))
 }
 
 fn dump(job: &Job, kind: MapKind, dest: &Path) -> Result<u8, Stop> {
-    let map =
-        open_as(job, kind, dest).map_err(|error| cannot_open(job, kind.name(), error.detail()))?;
+    let map = open_old(job, kind, dest)?;
     let separator = job.syntax.delimiter.unwrap_or(b'\t');
     let mut out = BufWriter::with_capacity(INPUT_BUFFER_BYTES, io::stdout().lock());
     let mut failed = Ok(());
@@ -399,7 +382,7 @@ fn dump(job: &Job, kind: MapKind, dest: &Path) -> Result<u8, Stop> {
     failed.and_then(|()| out.flush())?;
     match listed {
         Ok(()) => Ok(0),
-        Err(error) => Err(cannot_open(job, kind.name(), error.detail())),
+        Err(error) => Err(cannot_open(job, kind.name(), &open_text(&error))),
     }
 }
 
@@ -423,12 +406,8 @@ fn build(
     old: Option<DirectMap>,
     input: &mut dyn io::BufRead,
 ) -> Result<u8, Stop> {
-    let failed = |error: &MapError| cannot_open(job, kind.name(), error.detail());
-    let mut builder = MapBuilder::new(kind, job.policy).map_err(|error| failed(&error))?;
-    // Its shared lock goes with it, before the exclusive one is wanted.
-    if let Some(old) = old {
-        builder.insert_all(&old).map_err(|error| failed(&error))?;
-    }
+    let failed = |error: &MapError| cannot_open(job, kind.name(), &open_text(error));
+    let mut entries = NewEntries::new(kind, job.policy, old).map_err(|error| failed(&error))?;
     let mut out = BufWriter::new(io::stdout().lock());
     let mut exit = 0;
     let (mut key_buffer, mut value_buffer) = (Vec::new(), Vec::new());
@@ -451,9 +430,9 @@ fn build(
                 let inserted = if job.with_nul {
                     terminate(&mut key_buffer, key);
                     terminate(&mut value_buffer, value);
-                    builder.insert(&key_buffer, &value_buffer)
+                    entries.insert(&key_buffer, &value_buffer)
                 } else {
-                    builder.insert(key, value)
+                    entries.insert(key, value)
                 };
                 if inserted.map_err(Trouble::Map)? == Inserted::KeptFirst {
                     complain(&format!(
@@ -471,10 +450,81 @@ fn build(
         Err(Trouble::Io(error)) => return Err(error.into()),
     }
     out.flush()?;
-    builder
+    entries
+        .builder
         .publish(dest, options)
         .map_err(|error| publish_failed(job, kind, &error))?;
     Ok(exit)
+}
+
+/// The entries of the map to be written, and what -o, -d and -r make of keys that are there already.
+struct NewEntries {
+    builder: MapBuilder,
+    /// The keys of an old map with several values for some: it keeps them all, while a new value of a key counts as -d
+    /// and -r say.
+    kept: Option<HashSet<Vec<u8>>>,
+}
+
+impl NewEntries {
+    /// `old` is what -o adds to.
+    fn new(
+        kind: MapKind,
+        policy: DuplicatePolicy,
+        old: Option<DirectMap>,
+    ) -> Result<Self, MapError> {
+        // Its shared lock goes with it, before the exclusive one is wanted.
+        let Some(old) = old else {
+            return Ok(Self {
+                builder: MapBuilder::new(kind, policy)?,
+                kept: None,
+            });
+        };
+        if policy == DuplicatePolicy::KeepAll || !has_duplicates(&old)? {
+            let mut builder = MapBuilder::new(kind, policy)?;
+            builder.insert_all(&old)?;
+            return Ok(Self {
+                builder,
+                kept: None,
+            });
+        }
+        let mut builder = MapBuilder::new(kind, DuplicatePolicy::KeepAll)?;
+        builder.insert_all(&old)?;
+        let mut keys = HashSet::new();
+        builder.each(&mut |key, _| {
+            keys.insert(key.to_vec());
+            ControlFlow::Continue(())
+        });
+        Ok(Self {
+            builder,
+            // To replace is to add where several values are kept, as it is to libdb.
+            kept: (policy == DuplicatePolicy::KeepFirst).then_some(keys),
+        })
+    }
+
+    fn insert(&mut self, key: &[u8], value: &[u8]) -> Result<Inserted, MapError> {
+        if let Some(kept) = &mut self.kept
+            && !kept.insert(key.to_vec())
+        {
+            return Ok(Inserted::KeptFirst);
+        }
+        self.builder.insert(key, value)
+    }
+}
+
+/// Whether a map is one of several values a key: made for them, or, where files of the kind need not be, holding them.
+fn has_duplicates(map: &DirectMap) -> Result<bool, MapError> {
+    if map.kind() != MapKind::Cdb {
+        return Ok(map.allows_duplicates());
+    }
+    let (mut keys, mut is_repeated) = (HashSet::new(), false);
+    map.each(&mut |key, _| {
+        is_repeated = !keys.insert(key.to_vec());
+        match is_repeated {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    })?;
+    Ok(is_repeated)
 }
 
 fn terminate(buffer: &mut Vec<u8>, bytes: &[u8]) {
@@ -491,7 +541,7 @@ fn build_aliases(
     old: Option<DirectMap>,
     source: &[u8],
 ) -> Result<u8, Stop> {
-    let failed = |error: &MapError| cannot_open(job, kind.name(), error.detail());
+    let failed = |error: &MapError| cannot_open(job, kind.name(), &open_text(error));
     let mut builder = AliasMapBuilder::new(kind, false).map_err(|error| failed(&error))?;
     if let Some(old) = old {
         builder.keep(&old).map_err(|error| failed(&error))?;

@@ -4,7 +4,7 @@
 //! Source: mapd(8).
 
 use diligence::programs::mapd;
-use diligence_tools::arguments::{Given, Grammar, parse};
+use diligence_tools::arguments::{Given, Grammar, OptionsEnd, parse};
 use diligence_tools::setting::{EX_USAGE, Refusal, find_sandbox, load_config};
 use std::io::Write;
 use std::process::ExitCode;
@@ -16,6 +16,7 @@ const GRAMMAR: Grammar<'static> = Grammar {
     values: "C",
     long_flags: &[],
     long_values: &["sandbox"],
+    end: OptionsEnd::FirstWord,
 };
 
 fn main() -> ExitCode {

@@ -9,7 +9,7 @@ use diligence_maps::{
     Definition, HandleOptions, MapClass, MapError, MapSet, MapSpec, OpenMap, SpecError, io_text,
     lookup_once,
 };
-use diligence_tools::arguments::{Given, Grammar, parse};
+use diligence_tools::arguments::{Given, Grammar, OptionsEnd, parse};
 use diligence_tools::json::{Json, write_json};
 use diligence_tools::setting::{EX_CONFIG, EX_IOERR, EX_USAGE, Refusal, find_sandbox, load_config};
 use std::fmt::Write as _;
@@ -26,6 +26,7 @@ const GRAMMAR: Grammar<'static> = Grammar {
     values: "C",
     long_flags: &["json"],
     long_values: &["sandbox"],
+    end: OptionsEnd::FirstWord,
 };
 
 /// sysexits(3): try again later.

@@ -8,9 +8,10 @@ use diligence::config::Role;
 use diligence::programs::wiring::map_opener;
 use diligence_maps::alias::{each_alias, lookup_alias_once};
 use diligence_maps::{
-    Definition, HandleOptions, MapClass, MapError, MapSet, MapSpec, OpenMap, SpecError,
+    Definition, HandleOptions, MapClass, MapError, MapSet, MapSpec, OpenMap, Safety, SpecError,
 };
-use diligence_tools::arguments::{Given, Grammar, parse};
+use diligence_tools::arguments::{Given, Grammar, OptionsEnd, parse};
+use diligence_tools::map_place::{open_text, warn_of_directories};
 use diligence_tools::setting::{EX_CONFIG, EX_IOERR, EX_USAGE, find_sandbox, load_config};
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
@@ -19,13 +20,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 use std::time::Duration;
 
-const USAGE: &str = "usage: praliases [-C cffile] [-f aliasfile] [--sandbox dir] [key ...]\n";
+const USAGE: &str = "usage: praliases [-C cffile] [-f aliasfile] [key ...]
+       praliases ... [--sandbox dir] [key ...]
+";
 
 const GRAMMAR: Grammar<'static> = Grammar {
     flags: "",
     values: "Cf",
     long_flags: &[],
     long_values: &["sandbox"],
+    end: OptionsEnd::DashDash,
 };
 
 /// How long a map that is being rebuilt is waited for.
@@ -74,11 +78,12 @@ fn run() -> Result<(), Stop> {
         exit: refusal.exit,
     };
     let sandbox = find_sandbox(sandbox.as_deref()).map_err(refused)?;
-    let texts = match alias_file {
-        Some(file) => vec![file.to_string_lossy().into_owned()],
+    let (texts, safety) = match alias_file {
+        Some(file) => (vec![file.to_string_lossy().into_owned()], Safety::default()),
         None => {
             let config = load_config(config_file.as_ref(), sandbox.as_deref()).map_err(refused)?;
-            config.route.alias_files
+            let safety = config.route.dont_blame.map_safety();
+            (config.route.alias_files, safety)
         }
     };
     let mut out = BufWriter::new(io::stdout().lock());
@@ -88,6 +93,9 @@ fn run() -> Result<(), Stop> {
             exit: EX_CONFIG,
         };
         let definition = Definition::parse_alias(&text).map_err(wrong)?;
+        if definition.class.is_of_a_file() {
+            warn_of_directories(&definition.label(), safety, sandbox.as_deref());
+        }
         if !matches!(definition.class, MapClass::File(_)) {
             let map = open_other(&definition, sandbox.as_deref()).map_err(wrong)?;
             print_other(&map, &parsed.words, &mut out)?;
@@ -128,7 +136,7 @@ fn print_other(map: &OpenMap, names: &[OsString], out: &mut dyn Write) -> io::Re
         eprintln!(
             "praliases: {}: open: {}",
             map.label().display(),
-            error.detail()
+            open_text(error)
         )
     };
     let mut failed = Ok(());
@@ -165,7 +173,7 @@ fn complain(spec: &MapSpec, error: &MapError) {
     eprintln!(
         "praliases: {}: open: {}",
         spec.name.display(),
-        error.detail()
+        open_text(error)
     );
 }
 

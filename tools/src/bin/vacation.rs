@@ -7,7 +7,7 @@
 
 use diligence::users::Users;
 use diligence_maps::{DuplicatePolicy, MapBuilder, MapKind, PublishOptions, open_direct};
-use diligence_tools::arguments::{Given, Grammar, parse};
+use diligence_tools::arguments::{Given, Grammar, OptionsEnd, parse};
 use diligence_tools::setting::{EX_CANTCREAT, EX_DATAERR, EX_USAGE, find_sandbox, load_config};
 use diligence_tools::vacation::{Header, answer, is_robot};
 use std::ffi::OsString;
@@ -29,6 +29,7 @@ const GRAMMAR: Grammar<'static> = Grammar {
     values: "aCfmRrst",
     long_flags: &[],
     long_values: &["sandbox"],
+    end: OptionsEnd::FirstWord,
 };
 /// The key the interval is kept under. Source: Sendmail's vacation.c.
 const INTERVAL_KEY: &[u8] = b"__VACATION__INTERVAL__TIMER__";
