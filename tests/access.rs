@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diligence::clock::{Clock, SystemClock};
-use diligence::config::RouteOptions;
 use diligence::config::access::{
     AccessOptions, Control, DelayChecks, DnsList, RelayMailFrom, RelayOptions,
 };
 use diligence::config::host::HostName;
+use diligence::config::{Blameless, DontBlame, RouteOptions};
 use diligence::dns::{Resolver, TableResolver};
 use diligence::envelope::MessageId;
 use diligence::maillog::{Destination, LogSettings, Maillog};
@@ -187,6 +187,8 @@ impl Running {
         let resolver: Arc<dyn Resolver> = Arc::new(names());
         let router = Router::new(RouterParts {
             options: RouteOptions {
+                // Temporary folders lie in a sticky one.
+                dont_blame: DontBlame::default().with(Blameless::TrustStickyBit),
                 local_host_names: folder.path().join("local-host-names"),
                 relay_domains: folder.path().join("relay-domains"),
                 access: site.access.clone(),

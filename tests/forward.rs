@@ -514,3 +514,75 @@ fn a_list_that_is_larger_than_a_record_reaches_everybody_once() {
     assert_eq!(count, MEMBERS);
     daemon.stop();
 }
+
+#[test]
+fn names_of_dont_blame_sendmail_let_pass_what_they_say_and_no_more() {
+    let site = Site::new("soft: HOME/soft\nhard: HOME/hard\n");
+    site.write("home/target", 0o600, "");
+    symlink(site.path("home/target"), site.path("home/soft")).unwrap();
+    site.write("home/one", 0o600, "");
+    fs::hard_link(site.path("home/one"), site.path("home/hard")).unwrap();
+    let forward = "\"|cat > HOME/dave/out\", bob\n";
+    site.write("home/dave/.forward", 0o664, forward);
+    let home = |user: &str, mode| {
+        let path = site.path(&format!("home/{user}"));
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    site.write(
+        "home/erin/.forward",
+        0o644,
+        "\"|cat > HOME/erin/out\", bob\n",
+    );
+    home("erin", 0o777);
+    let outcomes = |daemon: &Daemon, expected: [&str; 4]| {
+        for (to, part) in ["soft", "hard", "dave", "erin"].iter().zip(expected) {
+            let id = site.send(daemon, to);
+            site.wait_for_line(&id, part);
+        }
+    };
+    // The mailbox gets what a file that is passed over would have sent elsewhere.
+    let daemon = site.sandbox.start();
+    let refused = "stat=Can't create output";
+    outcomes(&daemon, [refused, refused, "mailer=local", "mailer=local"]);
+    daemon.stop();
+    let set = |names: &str| {
+        let path = site.path("etc/mail/sendmail.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        let kept: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.starts_with("dont_blame_sendmail"))
+            .collect();
+        let text = format!("dont_blame_sendmail = {names}\n{}\n", kept.join("\n"));
+        fs::write(path, text).unwrap();
+    };
+    // Read, but what it names acts for nobody.
+    set(
+        "[\"FileDeliveryToSymLink\", \"GroupWritableForwardFile\", \"ForwardFileInUnsafeDirPath\"]",
+    );
+    let daemon = site.sandbox.start();
+    let unsafe_address = "stat=Unsafe for mailing to programs";
+    outcomes(
+        &daemon,
+        ["stat=Sent", refused, unsafe_address, unsafe_address],
+    );
+    daemon.stop();
+    assert!(site.sandbox.text("home/target").contains("body"));
+    assert_eq!(site.sandbox.text("home/dave/out"), "");
+    assert_eq!(site.sandbox.text("home/erin/out"), "");
+    set(
+        "[\"FileDeliveryToHardLink\", \"GroupWritableForwardFile\", \"GroupWritableForwardFileSafe\", \
+         \"ForwardFileInUnsafeDirPath\", \"ForwardFileInUnsafeDirPathSafe\"]",
+    );
+    let daemon = site.sandbox.start();
+    let ran = "mailer=prog, pri=";
+    outcomes(&daemon, [refused, "stat=Sent", ran, ran]);
+    daemon.stop();
+    assert!(site.sandbox.text("home/one").contains("body"));
+    for user in ["dave", "erin"] {
+        assert!(
+            site.sandbox
+                .text(&format!("home/{user}/out"))
+                .contains("body")
+        );
+    }
+}

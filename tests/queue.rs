@@ -17,7 +17,7 @@ use std::time::Duration;
 use diligence::address::ReversePath;
 use diligence::clock::{Clock, ManualClock};
 use diligence::config::host::HostName;
-use diligence::config::{DeliveryMode, RouteOptions};
+use diligence::config::{Blameless, DeliveryMode, DontBlame, RouteOptions};
 use diligence::deliver::{Attempt, Destination};
 use diligence::envelope::{
     Arrival, Delivery, Envelope, MessageId, Notify, Outcome, Recipient, RecipientState,
@@ -234,6 +234,8 @@ impl Site {
         let path = |name: &str| self.folder.path().join(name);
         let parts = RouterParts {
             options: RouteOptions {
+                // Temporary folders lie in a sticky one.
+                dont_blame: DontBlame::default().with(Blameless::TrustStickyBit),
                 local_host_names: path("local-host-names"),
                 relay_domains: path("relay-domains"),
                 max_alias_recursion: 10,

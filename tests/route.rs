@@ -13,7 +13,7 @@ use diligence::address::{Address, ReversePath};
 use diligence::config::access::AccessOptions;
 use diligence::config::endpoint::HostPort;
 use diligence::config::host::HostName;
-use diligence::config::{Remote, RouteOptions};
+use diligence::config::{Blameless, DontBlame, Remote, RouteOptions};
 use diligence::envelope::{Recipient, RecipientId, RecipientState};
 use diligence::route::{
     Client, Disposition, Hop, NameLookup, Route, Router, RouterParts, Table, Taken,
@@ -110,6 +110,8 @@ impl Site {
                 local_host_names: folder.path().join("local-host-names"),
                 relay_domains: folder.path().join("relay-domains"),
                 max_alias_recursion: 10,
+                // Temporary folders lie in a sticky one.
+                dont_blame: DontBlame::default().with(Blameless::TrustStickyBit),
                 access: AccessOptions {
                     blocklist_recipients: true,
                     ..AccessOptions::default()

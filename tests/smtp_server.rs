@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use diligence::clock::{Clock, SystemClock};
-use diligence::config::RouteOptions;
 use diligence::config::access::AccessOptions;
 use diligence::config::host::HostName;
+use diligence::config::{Blameless, DontBlame, RouteOptions};
 use diligence::envelope::MessageId;
 use diligence::maillog::{Destination, LogSettings, Maillog};
 use diligence::route::{Router, RouterParts};
@@ -160,6 +160,8 @@ impl Drop for Running {
 fn router(folder: &Path) -> Router {
     let parts = RouterParts {
         options: RouteOptions {
+            // Temporary folders lie in a sticky one.
+            dont_blame: DontBlame::default().with(Blameless::TrustStickyBit),
             local_host_names: folder.join("local-host-names"),
             relay_domains: folder.join("relay-domains"),
             max_alias_recursion: 10,

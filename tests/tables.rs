@@ -9,7 +9,8 @@ use std::sync::Arc;
 use diligence::address::{Address, ReversePath};
 use diligence::config::host::HostName;
 use diligence::config::{
-    ClassOptions, MasqueradeOptions, MasqueradeScope, RouteOptions, SentOnOptions,
+    Blameless, ClassOptions, DontBlame, MasqueradeOptions, MasqueradeScope, RouteOptions,
+    SentOnOptions,
 };
 use diligence::envelope::Recipient;
 use diligence::route::{
@@ -89,6 +90,8 @@ fn router_with(tables: Tables, set: impl FnOnce(&mut RouteOptions)) -> Standing 
         virtuser_domain_file: Some(path("virtual-domains")),
         remote: diligence::config::Remote::Allowed,
         max_alias_recursion: 10,
+        // Temporary folders lie in a sticky one.
+        dont_blame: DontBlame::default().with(Blameless::TrustStickyBit),
         ..RouteOptions::default()
     };
     set(&mut options);

@@ -15,7 +15,7 @@ use super::{ContentOpener, MailboxOptions};
 use crate::address::ReversePath;
 use crate::clock::Clock;
 use crate::envelope::{Delivery, Outcome, ProgramEnd};
-use crate::safe_file::{self, Lenience, Who};
+use crate::safe_file::{self, Who};
 use crate::status::{Status, Verdict};
 
 /// The mailer's name in the log.
@@ -37,7 +37,7 @@ pub(crate) fn deliver(
         Some(part) => part
             .open_append(path, who)
             .map(|opened| (opened.file, opened.directory.is_some(), opened.directory)),
-        None => safe_file::open_append(path, who, &Lenience::default())
+        None => safe_file::open_append(path, who, &options.file_lenience)
             .map(|(file, is_new)| (file, is_new, None)),
     };
     let (file, is_new, directory) = match opened {

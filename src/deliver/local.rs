@@ -24,6 +24,7 @@ use crate::address::ReversePath;
 use crate::clock::Clock;
 use crate::envelope::{Delivery, Outcome};
 use crate::privileged::Part;
+use crate::safe_file::Lenience;
 use crate::status::Status;
 
 /// Messages appended under one lock and one sync.
@@ -44,6 +45,8 @@ pub struct MailboxOptions {
     pub directory: PathBuf,
     /// Longest wait for another program's lock on a mailbox.
     pub lock_wait_max: Duration,
+    /// What is let pass of the files that aliases and `.forward`s name; a privileged part has its own.
+    pub file_lenience: Lenience,
     /// What opens mailboxes and files and runs programs with users' rights, if this process has not got them.
     pub part: Option<Arc<Part>>,
 }

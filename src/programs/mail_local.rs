@@ -23,6 +23,7 @@ use crate::config::host::HostName;
 use crate::deliver::local::deliver_once;
 use crate::deliver::{MailboxOptions, MailboxOwner};
 use crate::envelope::{Delivery, Outcome};
+use crate::safe_file::Lenience;
 use crate::status::Status;
 use crate::users::{User, Users};
 
@@ -248,6 +249,7 @@ impl Store {
         let options = MailboxOptions {
             directory,
             lock_wait_max: LOCK_WAIT_MAX,
+            file_lenience: Lenience::default(),
             part: None,
         };
         let mut outcome = deliver_once(

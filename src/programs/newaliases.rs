@@ -8,9 +8,8 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use diligence_maps::alias::{
@@ -26,11 +25,10 @@ use crate::config::host::HostName;
 use crate::config::options::OPTIONS;
 use crate::config::{Blameless, Config, Origin};
 use crate::maillog::{Maillog, QueueId, Severity, level_of};
+use crate::route::ListLenience;
+use crate::safe_file::{self, Purpose, ReadRequest, Who};
 use crate::status::ExitCode;
 use crate::users::Users;
-
-/// Longest file of local host names read, in bytes.
-const HOST_NAMES_BYTES_MAX: u64 = 16 << 20;
 
 /// Rebuilds every alias map of the configuration. Only root may, and in a sandbox its owner.
 ///
@@ -146,17 +144,19 @@ impl Rebuild<'_> {
     }
 
     fn read_class(&self, path: &Path) -> Result<String, String> {
-        let file = File::open(path).map_err(|error| reason(&error))?;
-        if self.config.sandbox.is_none()
-            && let Some(unsafe_folder) = writable_folder(path)
-        {
-            return Err(unsafe_folder.to_owned());
-        }
-        let mut text = String::new();
-        file.take(HOST_NAMES_BYTES_MAX)
-            .read_to_string(&mut text)
-            .map_err(|error| reason(&error))?;
-        Ok(text)
+        let route = &self.config.route;
+        let text = safe_file::read(&ReadRequest {
+            path,
+            purpose: Purpose::Class,
+            who: Some(Who {
+                uid: nix::unistd::geteuid().as_raw(),
+                gid: nix::unistd::getegid().as_raw(),
+            }),
+            lenience: ListLenience::of(route.dont_blame).class,
+            trusted: route.sandbox.as_deref(),
+        })
+        .map_err(|refusal| refusal.to_string())?;
+        Ok(String::from_utf8_lossy(&text.bytes).into_owned())
     }
 
     /// Where the value of an option was set: `FILE: line N: `, or the file alone for a default.
@@ -270,18 +270,6 @@ impl Rebuild<'_> {
     }
 }
 
-/// Sendmail's words for a folder that others can write to.
-fn writable_folder(path: &Path) -> Option<&'static str> {
-    let folder = path.parent()?;
-    let metadata = std::fs::metadata(folder).ok()?;
-    let is_sticky = metadata.mode() & 0o1000 != 0;
-    match metadata.mode() {
-        mode if mode & 0o002 != 0 && !is_sticky => Some("World writable directory"),
-        mode if mode & 0o020 != 0 => Some("Group writable directory"),
-        _ => None,
-    }
-}
-
 /// The system's words for an error, without its number.
 fn reason(error: &io::Error) -> String {
     match error.raw_os_error() {
@@ -303,6 +291,7 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         let mut config = Config::defaults(Role::Mta, None);
         config.file = at("sendmail.toml");
+        config.route.dont_blame.add("TrustStickyBit").unwrap();
         config.route.local_host_names = at("local-host-names");
         config.paths.queue_directory = at("mqueue");
         let name = HostName::find(&config.host);

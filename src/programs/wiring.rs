@@ -17,7 +17,7 @@ use crate::config::endpoint::SMTP_PORT;
 use crate::config::host::HostName;
 use crate::config::mailer::SMRSH_DIRECTORY;
 use crate::config::sandbox::SANDBOX_VARIABLE;
-use crate::config::{Config, Remote};
+use crate::config::{Blameless, Config, Remote};
 use crate::deliver::{
     DeliverOptions, MailboxOptions, MailboxOwner, Mailers, NamedOptions, OwnerLookup, SmtpOptions,
     SmtpTimeouts,
@@ -27,6 +27,7 @@ use crate::maillog::{Destination, LogSettings, Maillog, QueueId, Severity};
 use crate::netmaps::{NetMaps, NetOptions};
 use crate::privileged::Part;
 use crate::route::{Notice, RelayTo, RouteError, Router, RouterParts, Tables};
+use crate::safe_file::Lenience;
 use crate::users::Users;
 
 /// Longest wait for another program's lock on a mailbox. Source: mail.local's five minutes of retries, cut down, as a
@@ -193,6 +194,7 @@ pub fn mailers(
         mailboxes: MailboxOptions {
             directory: config.paths.mailbox_directory.clone(),
             lock_wait_max: MAILBOX_LOCK_WAIT_MAX,
+            file_lenience: file_lenience(config),
             part: system.part.clone(),
         },
         named: NamedOptions {
@@ -230,6 +232,17 @@ pub fn mailers(
         resolver,
         Arc::clone(&system.clock),
     )
+}
+
+/// What is let pass of the files that aliases and `.forward`s name.
+#[must_use]
+pub fn file_lenience(config: &Config) -> Lenience {
+    let set = config.route.dont_blame;
+    Lenience {
+        symbolic_link: set.has(Blameless::FileDeliveryToSymLink),
+        hard_link: set.has(Blameless::FileDeliveryToHardLink),
+        ..Lenience::default()
+    }
 }
 
 /// What smrsh is told to find its programs in, if it is the shell of commands and not to look in its own place.

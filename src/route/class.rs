@@ -2,15 +2,15 @@
 //!
 //! The file is looked at (one `stat`) whenever the class is asked, and read again when it has changed, so that an
 //! edit needs no restart. Words end at white space, `#` begins a comment. A file that is not there is an empty class.
-//! One that can't be read makes the start fail; later, the words read before stay in force and the trouble is told
+//! One that can't be read, or that lies in a directory where others could have put it, makes the start fail; later, the words read before stay in force and the trouble is told
 //! once: a class must never seem empty because a lookup did not work (I9).
 //!
 //! Touches: its one file, reading only. Blocks: disk, for the `stat` and when the file has changed.
 //! Limits: [`CLASS_BYTES_MAX`]. Source: op.me 5.3.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,23 +19,43 @@ use arc_swap::ArcSwap;
 
 use super::{Notice, RouteError};
 use crate::config::ClassOptions;
+use crate::safe_file::{self, Lenience, Purpose, ReadRequest, Refusal, Who};
 
 /// Longest class file read, in bytes.
-pub const CLASS_BYTES_MAX: u64 = 16 << 20;
+pub const CLASS_BYTES_MAX: usize = 16 << 20;
+
+/// How class files are read.
+#[derive(Clone)]
+pub(crate) struct ClassReader {
+    /// What is let pass.
+    pub(crate) lenience: Lenience,
+    /// Directories above this one are not looked at.
+    pub(crate) trusted: Option<PathBuf>,
+    /// Who is told of trouble.
+    pub(crate) notice: Notice,
+}
 
 /// A set of words kept in a file, in lower case.
 pub(crate) struct Class {
     path: PathBuf,
-    notice: Notice,
+    reader: ClassReader,
     current: ArcSwap<Words>,
     /// The state of the file that was last tried and could not be read; also held while reading.
-    refused: Mutex<Option<Stamp>>,
+    refused: Mutex<Option<Refused>>,
 }
 
 /// What one state of the file held.
 struct Words {
     stamp: Option<Stamp>,
     words: HashSet<String>,
+}
+
+/// A state of the file that was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Refused {
+    stamp: Stamp,
+    /// Because of a directory, which is mended without the file being touched.
+    is_for_directory: bool,
 }
 
 /// What changes whenever a file is rewritten, in place or by rename.
@@ -53,16 +73,16 @@ impl Class {
     ///
     /// # Errors
     /// [`RouteError::Class`] if the file is there and can't be read.
-    pub(crate) fn open(path: &Path, notice: Notice) -> Result<Self, RouteError> {
+    pub(crate) fn open(path: &Path, reader: &ClassReader) -> Result<Self, RouteError> {
         let error = |source| RouteError::Class {
             path: path.to_path_buf(),
             source,
         };
-        let stamp = stamp_of(path).map_err(error)?;
-        let words = read(path, stamp).map_err(error)?;
+        let stamp = stamp_of(path).map_err(|source| error(source.into()))?;
+        let words = reader.read(path, stamp).map_err(error)?;
         Ok(Self {
             path: path.to_path_buf(),
-            notice,
+            reader: reader.clone(),
             current: ArcSwap::from_pointee(words),
             refused: Mutex::new(None),
         })
@@ -87,13 +107,15 @@ impl Class {
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = match found {
             Ok(stamp) => stamp,
-            Err(error) => return self.keep(&mut refused, None, &error),
+            Err(error) => return self.keep(&mut refused, None, &error.into()),
         };
         let current = self.current.load_full();
-        if stamp == current.stamp || (stamp.is_some() && stamp == *refused) {
+        let is_known = refused
+            .is_some_and(|refused| Some(refused.stamp) == stamp && !refused.is_for_directory);
+        if stamp == current.stamp || is_known {
             return current;
         }
-        match read(&self.path, stamp) {
+        match self.reader.read(&self.path, stamp) {
             Ok(words) => {
                 let words = Arc::new(words);
                 self.current.store(Arc::clone(&words));
@@ -106,9 +128,9 @@ impl Class {
 
     fn keep(
         &self,
-        refused: &mut Option<Stamp>,
+        refused: &mut Option<Refused>,
         stamp: Option<Stamp>,
-        error: &io::Error,
+        error: &Refusal,
     ) -> Arc<Words> {
         // A stamp that no file has marks a folder that can't be searched: told once, too.
         let mark = stamp.unwrap_or(Stamp {
@@ -118,14 +140,50 @@ impl Class {
             mtime: (0, 0),
             ctime: (0, 0),
         });
-        if *refused != Some(mark) {
-            *refused = Some(mark);
-            (self.notice)(&format!(
+        let new = Refused {
+            stamp: mark,
+            is_for_directory: error.directory().is_some(),
+        };
+        if *refused != Some(new) {
+            *refused = Some(new);
+            (self.reader.notice)(&format!(
                 "{}: {error}; the words read before stay in force",
                 self.path.display()
             ));
         }
         self.current.load_full()
+    }
+}
+
+impl ClassReader {
+    fn read(&self, path: &Path, stamp: Option<Stamp>) -> Result<Words, Refusal> {
+        let mut bytes = Vec::new();
+        if stamp.is_some() {
+            // Not as the file's owner: this process must be able to read it again whenever it changes.
+            let own = Who {
+                uid: rustix::process::geteuid().as_raw(),
+                gid: rustix::process::getegid().as_raw(),
+            };
+            let text = safe_file::read(&ReadRequest {
+                path,
+                purpose: Purpose::Class,
+                who: Some(own),
+                lenience: self.lenience,
+                trusted: self.trusted.as_deref(),
+            })?;
+            if text.bytes.len() > CLASS_BYTES_MAX {
+                return Err(Refusal::TooLarge);
+            }
+            bytes = text.bytes;
+        }
+        let words = String::from_utf8_lossy(&bytes)
+            .lines()
+            .map(|line| line.split_once('#').map_or(line, |(words, _)| words))
+            .flat_map(str::split_whitespace)
+            .map(folded)
+            .filter(|word| !word.is_empty())
+            .collect();
+        Ok(Words { stamp, words })
     }
 }
 
@@ -140,9 +198,9 @@ impl WordClass {
     ///
     /// # Errors
     /// As [`Class::open`].
-    pub(crate) fn open(options: &ClassOptions, notice: &Notice) -> Result<Self, RouteError> {
+    pub(crate) fn open(options: &ClassOptions, reader: &ClassReader) -> Result<Self, RouteError> {
         let file = match &options.file {
-            Some(path) => Some(Class::open(path, Arc::clone(notice))?),
+            Some(path) => Some(Class::open(path, reader)?),
             None => None,
         };
         let words = options.words.iter().map(|word| folded(word)).collect();
@@ -195,34 +253,27 @@ fn stamp_of(path: &Path) -> io::Result<Option<Stamp>> {
     }
 }
 
-fn read(path: &Path, stamp: Option<Stamp>) -> io::Result<Words> {
-    let mut bytes = Vec::new();
-    if stamp.is_some() {
-        let file = File::open(path)?;
-        let length = file.take(CLASS_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-        if u64::try_from(length).unwrap_or(u64::MAX) > CLASS_BYTES_MAX {
-            return Err(io::Error::new(
-                io::ErrorKind::FileTooLarge,
-                format!("longer than {CLASS_BYTES_MAX} bytes"),
-            ));
-        }
-    }
-    let words = String::from_utf8_lossy(&bytes)
-        .lines()
-        .map(|line| line.split_once('#').map_or(line, |(words, _)| words))
-        .flat_map(str::split_whitespace)
-        .map(folded)
-        .filter(|word| !word.is_empty())
-        .collect();
-    Ok(Words { stamp, words })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn silent() -> Notice {
-        Arc::new(|_: &str| ())
+    /// Reads whatever lies below a temporary folder.
+    fn reader(notice: Notice) -> ClassReader {
+        let trusted = Some(std::env::temp_dir().join("x"));
+        let lenience = Lenience {
+            group_writable_file: true,
+            world_writable_file: true,
+            ..Lenience::default()
+        };
+        ClassReader {
+            lenience,
+            trusted,
+            notice,
+        }
+    }
+
+    fn silent() -> ClassReader {
+        reader(Arc::new(|_: &str| ()))
     }
 
     #[test]
@@ -230,7 +281,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w");
         fs::write(&path, "# names\nExample.TEST a.test. # and\n\n  b.test\n").unwrap();
-        let class = Class::open(&path, silent()).unwrap();
+        let class = Class::open(&path, &silent()).unwrap();
         for word in ["example.test", "a.test", "b.test"] {
             assert!(class.contains(word), "{word}");
         }
@@ -242,7 +293,7 @@ mod tests {
     fn edits_are_seen_and_a_file_made_later_too() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w");
-        let class = Class::open(&path, silent()).unwrap();
+        let class = Class::open(&path, &silent()).unwrap();
         assert!(!class.contains("a.test"));
         fs::write(&path, "a.test\n").unwrap();
         assert!(class.contains("a.test"));
@@ -262,7 +313,7 @@ mod tests {
             let told = Arc::clone(&told);
             Arc::new(move |line: &str| told.lock().unwrap().push(line.to_owned()))
         };
-        let class = Class::open(&path, notice).unwrap();
+        let class = Class::open(&path, &reader(notice)).unwrap();
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(class.contains("a.test"));
@@ -273,8 +324,51 @@ mod tests {
         assert!(class.contains("c.test") && !class.contains("a.test"));
 
         assert!(
-            Class::open(folder.path(), silent()).is_err(),
+            Class::open(folder.path(), &silent()).is_err(),
             "a folder is no class"
         );
+    }
+
+    #[test]
+    fn what_others_could_have_put_there_is_refused_until_it_is_theirs_no_more() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let etc = folder.path().join("etc");
+        fs::create_dir(&etc).unwrap();
+        let path = etc.join("w");
+        fs::write(&path, "a.test\n").unwrap();
+        // The file may be anybody's to write, as in Sendmail.
+        mode(&path, 0o666);
+        mode(&etc, 0o775);
+        for (bits, why) in [(0o775, "Group"), (0o757, "World")] {
+            mode(&etc, bits);
+            let error = Class::open(&path, &silent()).err().unwrap();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "fileclass: cannot open '{}': {why} writable directory",
+                    path.display()
+                )
+            );
+        }
+        let lenient = ClassReader {
+            lenience: Lenience {
+                unsafe_directory: true,
+                ..silent().lenience
+            },
+            ..silent()
+        };
+        assert!(Class::open(&path, &lenient).unwrap().contains("a.test"));
+        mode(&etc, 0o755);
+        let class = Class::open(&path, &silent()).unwrap();
+        mode(&etc, 0o777);
+        fs::write(&path, "a.test b.test\n").unwrap();
+        assert!(class.contains("a.test") && !class.contains("b.test"));
+        // Nothing of the file changes with its directory.
+        mode(&etc, 0o755);
+        assert!(class.contains("b.test"));
     }
 }

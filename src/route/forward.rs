@@ -100,7 +100,9 @@ impl Router {
                     detail: format!("transient error: {refusal}"),
                 });
             }
-            (self.notice)(&format!("forward {}: {refusal}", path.display()));
+            if refusal.directory().is_none() || self.warns_of_directories {
+                (self.notice)(&format!("forward {}: {refusal}", path.display()));
+            }
         }
         Ok(None)
     }

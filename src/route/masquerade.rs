@@ -8,10 +8,10 @@
 
 #![deny(clippy::indexing_slicing)]
 
-use super::class::WordClass;
+use super::class::{ClassReader, WordClass};
 use super::tables::filled;
 use super::target::quote_local;
-use super::{Notice, RouteError, Router};
+use super::{RouteError, Router};
 use crate::address::{Address, Domain, ReversePath};
 use crate::config::MasqueradeOptions;
 
@@ -28,8 +28,11 @@ pub(super) struct MasqueradeClasses {
 }
 
 impl MasqueradeClasses {
-    pub(super) fn open(options: &MasqueradeOptions, notice: &Notice) -> Result<Self, RouteError> {
-        let open = |class| WordClass::open(class, notice);
+    pub(super) fn open(
+        options: &MasqueradeOptions,
+        reader: &ClassReader,
+    ) -> Result<Self, RouteError> {
+        let open = |class| WordClass::open(class, reader);
         Ok(Self {
             domains: open(&options.domains)?,
             exceptions: open(&options.exceptions)?,

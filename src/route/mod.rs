@@ -37,7 +37,6 @@ pub use table::Table;
 pub use target::{TARGETS_MAX, Target};
 
 use std::collections::HashSet;
-use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,7 +50,7 @@ use crate::envelope::Recipient;
 use crate::safe_file::{self, Lenience, ReadRequest, Refusal, Text, Who};
 use crate::status::{Reply, Status, Verdict};
 use crate::users::Users;
-use class::{Class, WordClass};
+use class::{Class, ClassReader, WordClass};
 use masquerade::MasqueradeClasses;
 
 /// Tells the log something that an operator should know; a line without a queue id. Must not block for long.
@@ -60,13 +59,13 @@ pub type Notice = Arc<dyn Fn(&str) + Send + Sync>;
 /// What went wrong with a lookup, or with a class file at the start.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
-    /// A class file is there and can't be read.
-    #[error("{}: {source}", path.display())]
+    /// A class file is there and can't be read, or others could have put it there.
+    #[error("fileclass: cannot open '{}': {source}", path.display())]
     Class {
         /// The file.
         path: PathBuf,
-        /// The system's error.
-        source: io::Error,
+        /// Why not.
+        source: Refusal,
     },
     /// A map's specification can't be used.
     #[error("{spec}: {source}")]
@@ -104,6 +103,8 @@ pub struct ListLenience {
     pub forward: Lenience,
     /// Of the lists of `:include:`s.
     pub include: Lenience,
+    /// Of class files, which others may write if the directories are theirs alone, as in Sendmail.
+    pub class: Lenience,
 }
 
 impl ListLenience {
@@ -119,6 +120,8 @@ impl ListLenience {
                 group_writable_directory: group_writable
                     || set.has(Blameless::ForwardFileInGroupWritableDirPath),
                 unsafe_directory: set.has(Blameless::ForwardFileInUnsafeDirPath),
+                group_writable_file_is_safe: set.has(Blameless::GroupWritableForwardFileSafe),
+                unsafe_directory_is_safe: set.has(Blameless::ForwardFileInUnsafeDirPathSafe),
                 link_in_writable_directory: set.has(Blameless::LinkedForwardFileInWritableDir),
                 sticky_directory,
                 ..Lenience::default()
@@ -129,7 +132,18 @@ impl ListLenience {
                 group_writable_directory: group_writable
                     || set.has(Blameless::IncludeFileInGroupWritableDirPath),
                 unsafe_directory: set.has(Blameless::IncludeFileInUnsafeDirPath),
+                group_writable_file_is_safe: set.has(Blameless::GroupWritableIncludeFileSafe),
+                unsafe_directory_is_safe: set.has(Blameless::IncludeFileInUnsafeDirPathSafe),
                 link_in_writable_directory: set.has(Blameless::LinkedIncludeFileInWritableDir),
+                sticky_directory,
+                ..Lenience::default()
+            },
+            class: Lenience {
+                group_writable_file: true,
+                world_writable_file: true,
+                group_writable_directory: group_writable,
+                unsafe_directory: set.has(Blameless::ClassFileInUnsafeDirPath),
+                link_in_writable_directory: set.has(Blameless::LinkedClassFileInWritableDir),
                 sticky_directory,
                 ..Lenience::default()
             },
@@ -271,6 +285,8 @@ pub struct Router {
     default_user: Who,
     read_as: ReadAs,
     lenience: ListLenience,
+    /// Whether the log is told of `.forward`s that are passed over because of a directory.
+    warns_of_directories: bool,
 }
 
 impl Router {
@@ -310,18 +326,26 @@ impl Router {
         for address in addresses.into_iter().chain(loopback) {
             own_names.insert(literal(address));
         }
-        let class = |options: &ClassOptions| WordClass::open(options, &notice);
+        let lenience = ListLenience::of(options.dont_blame);
+        let warns_not = options
+            .dont_blame
+            .has(Blameless::DontWarnForwardFileInUnsafeDirPath);
+        let reader = ClassReader {
+            lenience: lenience.class,
+            trusted: options.sandbox.clone(),
+            notice: Arc::clone(&notice),
+        };
+        let class = |options: &ClassOptions| WordClass::open(options, &reader);
         let virtual_domains = class(&ClassOptions {
             words: options.virtuser_domain.clone(),
             file: options.virtuser_domain_file.clone(),
         })?;
-        let masquerade = MasqueradeClasses::open(&options.masquerade, &notice)?;
+        let masquerade = MasqueradeClasses::open(&options.masquerade, &reader)?;
         let default_user = default_user(&options.default_user, &users, &notice);
-        let lenience = ListLenience::of(options.dont_blame);
         Ok(Self {
             default_user,
-            local_host_names: Class::open(&options.local_host_names, Arc::clone(&notice))?,
-            relay_domains: Class::open(&options.relay_domains, Arc::clone(&notice))?,
+            local_host_names: Class::open(&options.local_host_names, &reader)?,
+            relay_domains: Class::open(&options.relay_domains, &reader)?,
             options,
             host_name: host.full,
             own_names,
@@ -335,6 +359,7 @@ impl Router {
             relay_to: None,
             read_as: Arc::new(safe_file::read),
             lenience,
+            warns_of_directories: !warns_not,
         })
     }
 

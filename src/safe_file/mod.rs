@@ -157,12 +157,16 @@ fn words(error: &io::Error) -> String {
 pub struct Lenience {
     /// `GroupWritableForwardFile`, `GroupWritableIncludeFile`.
     pub group_writable_file: bool,
+    /// `GroupWritableForwardFileSafe`, `GroupWritableIncludeFileSafe`: such a file may act for its user.
+    pub group_writable_file_is_safe: bool,
     /// `WorldWritableForwardFile`, `WorldWritableIncludeFile`.
     pub world_writable_file: bool,
     /// `ForwardFileInGroupWritableDirPath`, `IncludeFileInGroupWritableDirPath`, `GroupWritableDirPathSafe`.
     pub group_writable_directory: bool,
     /// `ForwardFileInUnsafeDirPath`, `IncludeFileInUnsafeDirPath`: every directory will do.
     pub unsafe_directory: bool,
+    /// `ForwardFileInUnsafeDirPathSafe`, `IncludeFileInUnsafeDirPathSafe`: a file in such a directory may act for its user.
+    pub unsafe_directory_is_safe: bool,
     /// `LinkedForwardFileInWritableDir`, `LinkedIncludeFileInWritableDir`: links in directories that others may write to,
     /// where those are let pass.
     pub link_in_writable_directory: bool,
@@ -181,6 +185,8 @@ pub enum Purpose {
     Forward,
     /// The list of an `:include:`: anybody's.
     Include,
+    /// The words of a class: anybody's.
+    Class,
 }
 
 /// A file to be read whole.
@@ -205,7 +211,8 @@ pub struct Text {
     pub bytes: Vec<u8>,
     /// Its owner.
     pub owner: Who,
-    /// Whether others may write to it, which was let pass: what it names must not act with the owner's rights.
+    /// Whether others may write to it, or put another in its place, which was let pass: what it names must not act with
+    /// the owner's rights.
     pub is_writable_by_others: bool,
 }
 
@@ -302,18 +309,19 @@ fn read_as(request: &ReadRequest<'_>, who: Who) -> Result<Text, Refusal> {
     // Most `.forward`s that are asked for are not there: that costs one call.
     rustix::fs::lstat(request.path)?;
     let mut others_may_write = false;
+    let mut is_replaceable = false;
     let mut walk = Walk::new(request.path, request.trusted)?;
     let entry = loop {
         match walk.next()? {
             Step::Directory(directory) => {
                 if let Some(refusal) = directory.writable_by_others(lenience.sticky_directory) {
-                    let is_let_pass = lenience.unsafe_directory
-                        || (lenience.group_writable_directory
-                            && matches!(refusal, Refusal::GroupWritableDirectory(_)));
-                    if !is_let_pass {
+                    let is_the_groups = lenience.group_writable_directory
+                        && matches!(refusal, Refusal::GroupWritableDirectory(_));
+                    if !is_the_groups && !lenience.unsafe_directory {
                         return Err(refusal);
                     }
                     others_may_write = true;
+                    is_replaceable |= !is_the_groups && !lenience.unsafe_directory_is_safe;
                 }
             }
             Step::Link | Step::LastLink => {
@@ -350,7 +358,9 @@ fn read_as(request: &ReadRequest<'_>, who: Who) -> Result<Text, Refusal> {
     Ok(Text {
         bytes,
         owner,
-        is_writable_by_others: mode.intersects(Mode::WGRP | Mode::WOTH),
+        is_writable_by_others: is_replaceable
+            || mode.contains(Mode::WOTH)
+            || (mode.contains(Mode::WGRP) && !lenience.group_writable_file_is_safe),
     })
 }
 

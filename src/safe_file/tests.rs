@@ -184,6 +184,69 @@ fn lenience_lets_pass_what_it_names_and_nothing_else() {
 }
 
 #[test]
+fn what_others_could_have_written_acts_for_nobody_unless_it_is_called_safe() {
+    let place = Place::new();
+    let group = place.file("group", 0o664);
+    let anybody = place.file("anybody", 0o646);
+    place.directory("open", 0o755);
+    let within = place.file("open/forward", 0o644);
+    fs::set_permissions(place.path("open"), fs::Permissions::from_mode(0o777)).unwrap();
+    let acts = |path: &Path, lenience: Lenience| {
+        let request = ReadRequest {
+            lenience,
+            ..place.request(path)
+        };
+        !read(&request).unwrap().is_writable_by_others
+    };
+    let let_pass = Lenience {
+        group_writable_file: true,
+        world_writable_file: true,
+        unsafe_directory: true,
+        ..Lenience::default()
+    };
+    let safe_file = Lenience {
+        group_writable_file_is_safe: true,
+        ..let_pass
+    };
+    let safe_directory = Lenience {
+        unsafe_directory_is_safe: true,
+        ..let_pass
+    };
+    for (path, lenience, expected) in [
+        (&group, let_pass, false),
+        (&group, safe_directory, false),
+        (&group, safe_file, true),
+        (&anybody, safe_file, false),
+        (&within, let_pass, false),
+        (&within, safe_file, false),
+        (&within, safe_directory, true),
+    ] {
+        assert_eq!(acts(path, lenience), expected, "{path:?} {lenience:?}");
+    }
+    // Directories of a group that is let pass by name are safe, as in Sendmail.
+    fs::set_permissions(place.path("open"), fs::Permissions::from_mode(0o775)).unwrap();
+    let of_group = Lenience {
+        group_writable_directory: true,
+        ..Lenience::default()
+    };
+    assert!(acts(&within, of_group));
+    // Calling it safe lets nothing pass by itself.
+    let safe_alone = Lenience {
+        group_writable_file_is_safe: true,
+        unsafe_directory_is_safe: true,
+        ..Lenience::default()
+    };
+    refused(
+        place.read_leniently(&group, safe_alone),
+        "Group writable file",
+    );
+    refused(
+        place.read_leniently(&within, safe_alone),
+        "Group writable directory",
+    );
+}
+
+#[test]
 fn links_are_followed_where_nobody_else_could_have_made_them() {
     let place = Place::new();
     let good = place.file("good", 0o644);

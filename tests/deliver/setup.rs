@@ -13,7 +13,7 @@ use diligence::deliver::{
 };
 use diligence::dns::{Resolver, TableResolver};
 use diligence::envelope::{Envelope, MessageId, Recipient, RecipientId};
-use diligence::safe_file::Who;
+use diligence::safe_file::{Lenience, Who};
 
 /// Options with a mailbox directory, for loopback.
 pub(crate) fn options(directory: &Path) -> DeliverOptions {
@@ -22,6 +22,7 @@ pub(crate) fn options(directory: &Path) -> DeliverOptions {
         mailboxes: MailboxOptions {
             directory: directory.to_owned(),
             lock_wait_max: Duration::from_millis(50),
+            file_lenience: Lenience::default(),
             part: None,
         },
         named: NamedOptions {

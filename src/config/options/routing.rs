@@ -160,12 +160,16 @@ pub(super) const ROUTING: &[OptionDef] = &[
         "dont_blame_sendmail",
         "safe",
         Access::Several {
-            form: "safe, ForwardFileInGroupWritableDirPath, \
-                   ForwardFileInUnsafeDirPath, GroupWritableAliasFile, GroupWritableDirPathSafe, \
-                   GroupWritableForwardFile, GroupWritableIncludeFile, IncludeFileInGroupWritableDirPath, \
-                   IncludeFileInUnsafeDirPath, LinkedForwardFileInWritableDir, LinkedIncludeFileInWritableDir, \
-                   LinkedMapInWritableDir, MapInUnsafeDirPath, TrustStickyBit, WorldWritableAliasFile, \
-                   WorldWritableForwardFile, WorldWritableIncludeFile",
+            form: "safe, ClassFileInUnsafeDirPath, DontWarnForwardFileInUnsafeDirPath, \
+                   FileDeliveryToHardLink, FileDeliveryToSymLink, ForwardFileInGroupWritableDirPath, \
+                   ForwardFileInUnsafeDirPath, ForwardFileInUnsafeDirPathSafe, GroupWritableAliasFile, \
+                   GroupWritableDirPathSafe, GroupWritableForwardFile, GroupWritableForwardFileSafe, \
+                   GroupWritableIncludeFile, GroupWritableIncludeFileSafe, \
+                   IncludeFileInGroupWritableDirPath, IncludeFileInUnsafeDirPath, \
+                   IncludeFileInUnsafeDirPathSafe, LinkedClassFileInWritableDir, \
+                   LinkedForwardFileInWritableDir, LinkedIncludeFileInWritableDir, LinkedMapInWritableDir, \
+                   MapInUnsafeDirPath, TrustStickyBit, WorldWritableAliasFile, WorldWritableForwardFile, \
+                   WorldWritableIncludeFile",
             separator: Some(','),
             clear: |c| c.route.dont_blame = DontBlame::default(),
             add: |c, text| c.route.dont_blame.add(text),

@@ -34,7 +34,8 @@ use crate::privileged::wire::{
     self, FILES_MAX, MaildirFile, Problem, ProgramRequest, Reply, Request,
 };
 use crate::programs::run_file::{RunFile, pid_file_content};
-use crate::safe_file::{self, Purpose, ReadRequest, Who};
+use crate::programs::wiring::file_lenience;
+use crate::safe_file::{self, Lenience, Purpose, ReadRequest, Who};
 use crate::users::Users;
 
 /// Lock files held at once.
@@ -45,6 +46,8 @@ pub(super) const PART_PROGRAMS_MAX: usize = 256;
 /// What the part knows and holds.
 pub(super) struct Keeper {
     mailboxes: PathBuf,
+    /// What is let pass of the files that aliases and `.forward`s name.
+    file_lenience: Lenience,
     users: Users,
     daemon: Who,
     default_user: Who,
@@ -82,6 +85,7 @@ impl Keeper {
         let shell = &config.deliver.local_shell;
         Self {
             mailboxes: config.paths.mailbox_directory.clone(),
+            file_lenience: file_lenience(config),
             users: Users::new(config.paths.passwd_file.as_deref(), None),
             daemon,
             default_user,
@@ -157,8 +161,7 @@ impl Keeper {
             }),
             Request::Append { path, who } => {
                 self.check_user(who)?;
-                let lenience = safe_file::Lenience::default();
-                let (file, is_new) = safe_file::open_append(&path, who, &lenience)?;
+                let (file, is_new) = safe_file::open_append(&path, who, &self.file_lenience)?;
                 opened(&path, file, is_new, who)
             }
             Request::Mailbox { user } => self.mailbox(&user),

@@ -19,6 +19,7 @@ use crate::deliver::{
 };
 use crate::dns::{ResolverOptions, SystemResolver};
 use crate::envelope::{Delivery, Envelope, MessageId, Outcome, RecipientId};
+use crate::safe_file::Lenience;
 use crate::status::Status;
 
 /// Most addresses of a daemon that are tried.
@@ -66,6 +67,7 @@ impl Relay {
             mailboxes: MailboxOptions {
                 directory: config.paths.mailbox_directory.clone(),
                 lock_wait_max: IDLE_MAX,
+                file_lenience: Lenience::default(),
                 part: None,
             },
             named: NamedOptions::default(),
