@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use daemon::{Daemon, Sandbox, wait_for};
+use diligence::control::change::Change;
 use diligence::control::selection::{Kind, Selection};
 use diligence::control::{ControlError, Conversation, Frame, Request};
 use nix::sys::signal::Signal;
@@ -280,7 +281,11 @@ fn the_control_socket_answers_its_owner_and_refuses_nonsense() {
         "{status:?}"
     );
     let selection = Selection::from_words(["N", "Relsewhere"]).unwrap();
-    let removed = ask(&Request::Remove(selection)).unwrap();
+    let removed = ask(&Request::Change {
+        change: Change::Remove,
+        selection,
+    })
+    .unwrap();
     assert_eq!(removed, [Frame::Text(format!("{id} removed"))]);
     let listing = ask(&Request::List(Selection::all(Kind::Normal))).unwrap();
     assert_eq!(listing.len(), 1, "{listing:?}");

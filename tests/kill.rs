@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use daemon::{Daemon, Sandbox, SmtpClient, now, wait_for};
+use diligence::control::change::Change;
 use diligence::control::selection::{Kind, Selection};
 use diligence::control::{Conversation, Frame, Request};
 
@@ -456,7 +457,10 @@ impl World {
     /// Has everything removed that waits. The answer means that it is done, whatever comes next.
     fn remove_all(&mut self) {
         let socket = self.sandbox.path().join("run/control");
-        let request = Request::Remove(Selection::all(Kind::Normal));
+        let request = Request::Change {
+            change: Change::Remove,
+            selection: Selection::all(Kind::Normal),
+        };
         let mut conversation = Conversation::begin(&socket, &request).unwrap();
         let mut removed = HashSet::new();
         while let Some(frame) = conversation.next_frame().unwrap() {

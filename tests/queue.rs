@@ -160,6 +160,15 @@ struct Site {
 }
 
 fn open_spool(folder: &Path, clock: &Arc<ManualClock>) -> (Spool, JoinHandle<()>) {
+    open_spool_slow(folder, clock, Duration::ZERO)
+}
+
+/// A spool whose outcomes may wait so long for their batch.
+fn open_spool_slow(
+    folder: &Path,
+    clock: &Arc<ManualClock>,
+    outcome_delay: Duration,
+) -> (Spool, JoinHandle<()>) {
     let folder = folder.join("mqueue");
     fs::create_dir_all(&folder).unwrap();
     let (spool, writer, report) = Spool::open(
@@ -167,7 +176,7 @@ fn open_spool(folder: &Path, clock: &Arc<ManualClock>) -> (Spool, JoinHandle<()>
         Arc::clone(clock) as Arc<dyn Clock>,
         SpoolOptions {
             segment_bytes: 4 << 20,
-            outcome_delay: Duration::ZERO,
+            outcome_delay,
             ..SpoolOptions::default()
         },
     )
@@ -178,10 +187,14 @@ fn open_spool(folder: &Path, clock: &Arc<ManualClock>) -> (Spool, JoinHandle<()>
 
 impl Site {
     fn new() -> Self {
+        Self::with_outcome_delay(Duration::ZERO)
+    }
+
+    fn with_outcome_delay(delay: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("passwd"), PASSWD).unwrap();
         let clock = Arc::new(ManualClock::at(START_UNIX_MS));
-        let (spool, writer) = open_spool(folder.path(), &clock);
+        let (spool, writer) = open_spool_slow(folder.path(), &clock, delay);
         Self {
             folder,
             clock,
@@ -773,6 +786,74 @@ async fn a_queue_run_tries_what_is_not_due() {
     assert_eq!(queue.run_now(|_| true), 1);
     settle(&queue).await;
     assert_eq!(site.bag.tries("x@remote.test"), 2);
+    within(queue.shutdown()).await;
+}
+
+/// Who reads of a deferral in the log and runs the queue means that message, although the deferral's record is still on
+/// its way; such a run passed over it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_run_right_after_a_deferral_tries_the_message_again() {
+    for mode in [DeliveryMode::Background, DeliveryMode::Queue] {
+        let mut site = Site::with_outcome_delay(Duration::from_millis(300));
+        site.settings.mode = mode;
+        let queue = site.start();
+        site.bag.answer("x@remote.test", Answer::Defer);
+        let id = site.accept("s@sender.test", &["x@remote.test"]).await;
+        if mode == DeliveryMode::Queue {
+            queue.run_now(|_| true);
+        }
+        until("the deferral in the log", || {
+            site.log().contains("stat=Deferred")
+        })
+        .await;
+        assert!(site.spool.is_being_recorded(id), "else nothing is tested");
+        queue.run_now(|_| true);
+        // What the writer waits with goes by the clock, which must not reach the next due time.
+        let mut advanced = Duration::ZERO;
+        let mut recorded = |tries: usize| {
+            if advanced < MINUTE {
+                site.clock.advance(Duration::from_millis(300));
+                advanced += Duration::from_millis(300);
+            }
+            site.bag.tries("x@remote.test") == tries && !site.spool.is_leased(id)
+        };
+        until("a second try", || recorded(2)).await;
+        settle(&queue).await;
+        assert_eq!(site.bag.tries("x@remote.test"), 2, "{mode:?}");
+        within(queue.shutdown()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_over_held_messages_tries_them_and_leaves_them_held() {
+    let site = Site::new();
+    site.bag.answer("x@remote.test", Answer::Defer);
+    let deferred = site.accept("s@sender.test", &["x@remote.test"]).await;
+    let delivered = site.accept("s@sender.test", &["alice"]).await;
+    for id in [deferred, delivered] {
+        let ticket = site.spool.quarantine(id, "spam suspect", "root").unwrap();
+        ticket.await.unwrap();
+    }
+    let queue = site.start();
+    queue.run_now(|_| true);
+    settle(&queue).await;
+    assert_eq!(site.bag.tries("alice"), 0);
+    assert_eq!(queue.run_held_now(&[deferred, delivered]), 2);
+    settle(&queue).await;
+    assert_eq!(
+        (site.bag.tries("alice"), site.bag.tries("x@remote.test")),
+        (1, 1)
+    );
+    assert_eq!(site.spool.ids(), [deferred]);
+    let message = site.spool.message(deferred).unwrap();
+    assert!(message.is_held);
+    assert_eq!(message.hold_reason.as_deref(), Some("spam suspect"));
+    site.advance(&queue, 5 * HOUR).await;
+    assert_eq!(site.bag.tries("x@remote.test"), 1, "held again");
+    // Who watches one that is gone sees the end at once.
+    let mut lines = queue.watch(delivered);
+    queue.run_held_now(&[delivered]);
+    assert_eq!(within(lines.recv()).await, None);
     within(queue.shutdown()).await;
 }
 

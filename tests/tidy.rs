@@ -54,7 +54,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "submit",
         &["L0", "config", "maillog", "spool", "route", "users"],
     ),
-    ("control", &["L0", "config", "spool", "queue"]),
+    ("control", &["L0", "config", "maillog", "spool", "queue"]),
     ("cli", &["*"]),
     ("programs", &["*"]),
     ("lib", &[]),

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 
 use crate::config::duration::TimeError;
+use crate::control::selection::PATTERN_BYTES_MAX;
 use crate::status::{ExitCode, Verdict};
 
 /// Why a command line is refused.
@@ -76,6 +77,12 @@ pub enum CliError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// `-Q` with a mode that is not about messages of the queue.
+    #[error("Can not use -Q with {0}")]
+    QuarantineMode(&'static str),
+    /// `-Q` with a reason that is too long.
+    #[error("Invalid -Q value: a reason has at most {PATTERN_BYTES_MAX} bytes")]
+    QuarantineReason,
     /// `-o` without a letter, or `-O` without a name.
     #[error("-{0} needs an option")]
     OptionMissing(char),

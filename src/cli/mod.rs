@@ -23,6 +23,7 @@ pub use queue_flags::{QueueRun, QueueTiming};
 pub use text::{HELP, VERSION, identity, version};
 
 use crate::config::{Override, Role, options, set_id};
+use crate::control::change::{Change, Reason};
 use crate::envelope::{BodyType, DsnReturn, Notify};
 use getopt::Word;
 
@@ -140,6 +141,8 @@ pub struct Invocation {
     pub inspection: Option<Inspection>,
     /// `-q`: when the queue is run; with a daemon beside it.
     pub queue_run: Option<QueueRun>,
+    /// `-Q`: what is done to messages of the queue instead of running it.
+    pub quarantine: Option<Change>,
     /// `-Ac` or `-Am`, if given; see [`Invocation::role`].
     pub role_given: Option<Role>,
     /// `--sandbox`.
@@ -191,9 +194,14 @@ impl Invocation {
     #[must_use]
     pub fn role(&self) -> Role {
         self.role_given.unwrap_or(match self.mode {
-            Mode::Deliver | Mode::SmtpSession if self.queue_run.is_none() => Role::Msp,
+            Mode::Deliver | Mode::SmtpSession if !self.is_about_queue() => Role::Msp,
             _ => Role::Mta,
         })
+    }
+
+    /// Whether it is about messages that are in the queue already.
+    fn is_about_queue(&self) -> bool {
+        self.queue_run.is_some() || self.quarantine.is_some()
     }
 
     /// Gives up set-id rights where the command line asks for something that
@@ -311,6 +319,7 @@ impl Invocation {
                 self.push_letter(letter, letters.as_str());
             }
             'q' => self.queue_run = Some(QueueRun::add(self.queue_run.take(), &value)?),
+            'Q' => self.quarantine = Some(quarantine(&value)?),
             'R' => {
                 if self.envelope.dsn_return != DsnReturn::Unspecified {
                     return Err(CliError::Twice('R'));
@@ -351,9 +360,25 @@ impl Invocation {
         if self.inspection.is_some() {
             return Ok(());
         }
-        let is_queue_run = self.queue_run.is_some() && self.mode == Mode::Deliver;
+        let is_queue_run = self.is_about_queue() && self.mode == Mode::Deliver;
         let takes_recipients = matches!(self.mode, Mode::Deliver | Mode::Verify) && !is_queue_run;
-        let mode = if is_queue_run { "-q" } else { self.mode.flag() };
+        let mode = match (is_queue_run, &self.quarantine) {
+            (true, Some(_)) => "-Q",
+            (true, None) => "-q",
+            (false, _) => self.mode.flag(),
+        };
+        if self.quarantine.is_some() {
+            if !is_queue_run {
+                return Err(CliError::QuarantineMode(mode));
+            }
+            let timing = self.queue_run.as_ref().map(|run| run.timing);
+            if matches!(timing, Some(QueueTiming::Every(_))) {
+                return Err(CliError::Meaningless {
+                    what: "-qTIME",
+                    mode,
+                });
+            }
+        }
         if self.reads_recipients && (self.mode != Mode::Deliver || is_queue_run) {
             return Err(CliError::Meaningless { what: "-t", mode });
         }
@@ -386,12 +411,25 @@ fn unbuilt_letter(letter: char) -> CliError {
         'M' => "macros of sendmail.cf",
         'n' => "delivery without aliases",
         'p' => "protocol and host of the sender",
-        'Q' => "quarantining messages",
         'X' => "use -v or LogLevel=15",
         'x' => "it never did anything",
         _ => "",
     };
     not_supported(&format!("-{letter}"), advice)
+}
+
+/// What `-Q` asks for: a reason quarantines, none releases. Line ends become blanks, as in Sendmail.
+fn quarantine(text: &str) -> Result<Change, CliError> {
+    if text.is_empty() {
+        return Ok(Change::Release);
+    }
+    let line: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    Reason::new(&line)
+        .map(Change::Hold)
+        .ok_or(CliError::QuarantineReason)
 }
 
 /// The mode that the program's name stands for.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::config::Config;
 use crate::config::Request;
+use crate::control::selection::Kind;
 
 fn parse_as(name: &str, line: &str) -> Result<Invocation, CliError> {
     let words: Vec<OsString> = std::iter::once(name)
@@ -180,7 +181,6 @@ fn what_is_not_built_is_refused_by_name() {
         ("-Mx bob", "-M"),
         ("-n bob", "-n"),
         ("-p ESMTP:x bob", "-p"),
-        ("-Qreason -qIx", "-Q"),
         ("-X /tmp/x bob", "-X"),
         ("-x bob", "-x"),
         ("-d21.4 bob", "-d21.4"),
@@ -294,4 +294,27 @@ fn the_environment_names_a_sandbox_unless_rights_are_at_stake() {
         given.sandbox_dir(variable, false),
         Some(PathBuf::from("/given"))
     );
+}
+
+#[test]
+fn q_with_a_reason_quarantines_and_without_one_releases() {
+    let all = parse("-Qall");
+    assert_eq!(all.quarantine, Reason::new("all").map(Change::Hold));
+    assert_eq!(all.role(), Role::Mta);
+    let some = parse("-Q -qQ -qIx -Ac");
+    assert_eq!(some.quarantine, Some(Change::Release));
+    assert_eq!(some.role(), Role::Msp);
+    let run = some.queue_run.unwrap();
+    assert_eq!(run.selection.kind, Kind::Quarantined);
+    for (line, text) in [
+        ("-Qx -bd", "Can not use -Q with -bd"),
+        ("-bp -Q", "Can not use -Q with -bp"),
+        ("-Qx -q30m", "-qTIME has no meaning with -Q"),
+        ("-Qx bob", "recipients have no meaning with -Q"),
+        ("-Qx -t", "-t has no meaning with -Q"),
+    ] {
+        assert_eq!(refused(line), text, "{line}");
+    }
+    let long = format!("-Q{}", "x".repeat(600));
+    assert!(refused(&long).starts_with("Invalid -Q value"));
 }

@@ -27,6 +27,7 @@ usage: sendmail [flags] [recipient ..]
 
   -q          run the queue now                       -qTIME      run it every TIME
   -q[!]ISUB, -q[!]RSUB, -q[!]SSUB  only messages whose id, recipient or sender has SUB in it
+  -qQ[SUB]    only quarantined messages               -Q[REASON]  quarantine them, or with no reason release
 
   --sandbox DIR   keep everything in DIR, which is made on first use
   --check-config  check the configuration             --print-config  show every option

@@ -105,10 +105,14 @@ impl Listed {
             is_8bit: envelope.body_type == BodyType::EightBitMime,
             is_damaged: false,
             sender: envelope.sender_shown(),
-            quarantine: match &envelope.quarantine {
-                None if message.is_held => Some("held".to_owned()),
-                reason => reason.clone(),
-            },
+            // A release leaves the envelope as it arrived, with the reason it had then.
+            quarantine: message.is_held.then(|| {
+                let reason = message
+                    .hold_reason
+                    .as_ref()
+                    .or(envelope.quarantine.as_ref());
+                reason.map_or_else(|| "held".to_owned(), String::clone)
+            }),
             status,
             recipients,
         }
@@ -336,6 +340,7 @@ pub(crate) mod tests {
                 ),
             ],
             due_unix_ms: 5_000,
+            hold_reason: None,
             is_held: false,
             has_warned: true,
             is_leased: true,

@@ -20,6 +20,7 @@
 //! Limits: [`REQUEST_BYTES_MAX`], [`FRAME_BYTES_MAX`], and those of [`server`].
 //! Sources: SPOOL.md section 9; the words of [`server`]'s text dialect are those of Sendmail's control.c.
 
+pub mod change;
 pub mod listing;
 pub mod selection;
 pub mod server;
@@ -31,6 +32,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::status::{ExitCode, Verdict};
+use change::{Change, Reason};
 use listing::Listed;
 use selection::Selection;
 
@@ -59,12 +61,13 @@ pub enum Request {
         /// Whether to wait and show the dialogues.
         is_watched: bool,
     },
-    /// Hold messages back until they are released. `T` lines say which.
-    Hold(Selection),
-    /// Release held messages. `T` lines say which.
-    Release(Selection),
-    /// Remove messages without a report. `T` lines say which.
-    Remove(Selection),
+    /// Change messages. `T` lines say which.
+    Change {
+        /// How.
+        change: Change,
+        /// Which.
+        selection: Selection,
+    },
     /// Counters, as `T` lines.
     Status,
     /// Stop cleanly. Answered before it happens.
@@ -82,15 +85,28 @@ impl Request {
                 is_watched: false,
             } => ("run", Some(selection)),
             Self::Run { selection, .. } => ("watch", Some(selection)),
-            Self::Hold(selection) => ("hold", Some(selection)),
-            Self::Release(selection) => ("release", Some(selection)),
-            Self::Remove(selection) => ("remove", Some(selection)),
+            Self::Change { change, selection } => {
+                let verb = match change {
+                    Change::Hold(_) => "hold",
+                    Change::Release => "release",
+                    Change::Remove => "remove",
+                };
+                (verb, Some(selection))
+            }
             Self::Status => ("status", None),
             Self::Shutdown => ("shutdown", None),
             Self::Restart => ("restart", None),
         };
+        let reason = match self {
+            Self::Change {
+                change: Change::Hold(reason),
+                ..
+            } => Some(reason.as_str().to_owned()),
+            _ => None,
+        };
         let words = selection.map(Selection::to_words).unwrap_or_default();
-        std::iter::once(verb.to_owned()).chain(words).collect()
+        let verb = std::iter::once(verb.to_owned());
+        verb.chain(reason).chain(words).collect()
     }
 
     /// The payload of its frame.
@@ -104,6 +120,10 @@ impl Request {
     pub fn decode(payload: &[u8]) -> Option<Self> {
         let mut words = std::str::from_utf8(payload).ok()?.split('\0');
         let verb = words.next()?;
+        let hold = match verb {
+            "hold" => Some(Change::Hold(Reason::new(words.next()?)?)),
+            _ => None,
+        };
         let mut selection = || Selection::from_words(words.by_ref());
         let request = match verb {
             "list" => Self::List(selection()?),
@@ -111,9 +131,14 @@ impl Request {
                 selection: selection()?,
                 is_watched: verb == "watch",
             },
-            "hold" => Self::Hold(selection()?),
-            "release" => Self::Release(selection()?),
-            "remove" => Self::Remove(selection()?),
+            "hold" | "release" | "remove" => Self::Change {
+                change: match hold {
+                    Some(hold) => hold,
+                    None if verb == "release" => Change::Release,
+                    None => Change::Remove,
+                },
+                selection: selection()?,
+            },
             "status" => Self::Status,
             "shutdown" => Self::Shutdown,
             "restart" => Self::Restart,
@@ -356,9 +381,18 @@ mod tests {
                 selection: selection.clone(),
                 is_watched: false,
             },
-            Request::Hold(selection.clone()),
-            Request::Release(selection.clone()),
-            Request::Remove(selection),
+            Request::Change {
+                change: Change::Hold(Reason::new("spam suspect").unwrap()),
+                selection: selection.clone(),
+            },
+            Request::Change {
+                change: Change::Release,
+                selection: selection.clone(),
+            },
+            Request::Change {
+                change: Change::Remove,
+                selection,
+            },
             Request::Status,
             Request::Shutdown,
             Request::Restart,
@@ -370,6 +404,9 @@ mod tests {
             b"list",
             b"list\0Z",
             b"status\0x",
+            b"hold\0N",
+            b"hold\0\0N",
+            b"release\0spam\0N",
             b"destroy",
             b"\xff",
         ] {

@@ -24,14 +24,16 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
+use super::change::Change;
 use super::listing::Listed;
 use super::selection::{Kind, Selection};
 use super::{Frame, REQUEST_BYTES_MAX, Request, short_socket_path};
 use crate::clock::Clock;
 use crate::config::{Privacy, PrivacyOptions};
 use crate::envelope::MessageId;
+use crate::maillog::Maillog;
 use crate::queue::QueueHandle;
-use crate::spool::{CommitTicket, Spool, SpoolError};
+use crate::spool::{Spool, SpoolError};
 use crate::status::ExitCode;
 
 /// The most connections served at once; others are told to come back.
@@ -42,6 +44,8 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one message's run is watched.
 pub const WATCH_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How many messages are changed at once.
+const CHANGES_MAX: usize = 256;
 /// How much of a listing is written at once, in bytes.
 const LISTING_BYTES: usize = 128 * 1024;
 /// What is read of a refused request, in bytes, and for how long.
@@ -73,6 +77,8 @@ pub struct Owner {
     pub clock: Arc<dyn Clock>,
     /// Who may do what.
     pub privacy: PrivacyOptions,
+    /// What is told of changes.
+    pub maillog: Maillog,
     /// Where orders go. One that finds no room is already under way.
     pub orders: mpsc::Sender<Order>,
 }
@@ -181,13 +187,9 @@ async fn converse(mut stream: UnixStream, owner: Arc<Owner>) -> io::Result<()> {
             selection,
             is_watched,
         } => run(&mut stream, &owner, selection, is_watched).await,
-        Request::Hold(selection) => {
-            change(&mut stream, &owner, selection, Change::Hold(peer)).await
+        Request::Change { change, selection } => {
+            make_change(&mut stream, &owner, selection, change, peer).await
         }
-        Request::Release(selection) => {
-            change(&mut stream, &owner, selection, Change::Release(peer)).await
-        }
-        Request::Remove(selection) => change(&mut stream, &owner, selection, Change::Remove).await,
         Request::Status => {
             let mut frames: Vec<Frame> = counters(&owner.spool)
                 .into_iter()
@@ -228,11 +230,9 @@ impl Peer {
             ),
             Request::Run { .. } => (false, "You are not permitted to process the queue"),
             Request::Status => (true, ""),
-            Request::Hold(_)
-            | Request::Release(_)
-            | Request::Remove(_)
-            | Request::Shutdown
-            | Request::Restart => (false, "Permission denied (real uid not trusted)"),
+            Request::Change { .. } | Request::Shutdown | Request::Restart => {
+                (false, "Permission denied (real uid not trusted)")
+            }
         };
         if is_open || self.is_operator() {
             Ok(())
@@ -380,12 +380,16 @@ fn send_listing(stream: StdUnixStream, owner: &Owner, selection: &Selection) -> 
 }
 
 /// Ids of the messages that are meant, in the order of a queue run.
-async fn selected_ids(owner: &Arc<Owner>, selection: Selection) -> io::Result<Vec<MessageId>> {
+async fn selected_ids(
+    owner: &Arc<Owner>,
+    selection: Selection,
+    is_meant: impl Fn(&Listed) -> bool + Send + 'static,
+) -> io::Result<Vec<MessageId>> {
     let owner = Arc::clone(owner);
     tokio::task::spawn_blocking(move || {
         let mut found = Vec::new();
         selected(&owner, &selection, |listed| {
-            if !listed.is_damaged {
+            if !listed.is_damaged && is_meant(&listed) {
                 found.push((listed.priority, listed.id));
             }
             Ok(())
@@ -404,26 +408,21 @@ async fn run(
     selection: Selection,
     is_watched: bool,
 ) -> io::Result<()> {
-    if selection.kind != Kind::Normal {
-        let refusal = Frame::error(ExitCode::Unavailable, "held messages are not run");
-        return send(stream, &[refusal]).await;
-    }
     if owner.spool.is_poisoned() {
         // Nothing is attempted any more; who watched would wait for the restart.
         let text = "the journal is poisoned: nothing is attempted until a restart";
         return send(stream, &[Frame::error(ExitCode::TempFail, text)]).await;
     }
-    if !is_watched {
-        if selection.is_all() {
-            owner.queue.run_now(|_| true);
-        } else {
-            let ids: HashSet<MessageId> =
-                selected_ids(owner, selection).await?.into_iter().collect();
-            owner.queue.run_now(|id| ids.contains(&id));
-        }
+    let kind = selection.kind;
+    if !is_watched && kind == Kind::Normal && selection.is_all() {
+        owner.queue.run_now(|_| true);
         return send(stream, &[Frame::End]).await;
     }
-    let ids = selected_ids(owner, selection).await?;
+    let ids = selected_ids(owner, selection, |_| true).await?;
+    if !is_watched {
+        run_some(owner, kind, &ids);
+        return send(stream, &[Frame::End]).await;
+    }
     let count = ids.len();
     for (at, id) in ids.into_iter().enumerate() {
         let heading = format!(
@@ -433,7 +432,7 @@ async fn run(
         );
         send(stream, &[Frame::Text(String::new()), Frame::Text(heading)]).await?;
         let mut lines = owner.queue.watch(id);
-        if owner.queue.run_now(|one| one == id) == 0 {
+        if run_some(owner, kind, &[id]) == 0 {
             // Gone since, or being run already: then its lines still come.
             lines.close();
         }
@@ -454,50 +453,50 @@ async fn run(
     send(stream, &[Frame::End]).await
 }
 
-/// What an operator does to messages.
-#[derive(Clone, Copy)]
-enum Change {
-    Hold(Peer),
-    Release(Peer),
-    Remove,
-}
-
-impl Change {
-    fn begin(self, spool: &Spool, id: MessageId) -> Result<CommitTicket, SpoolError> {
-        match self {
-            Self::Hold(peer) => spool.hold(id, true, &format!("uid {}", peer.uid)),
-            Self::Release(peer) => spool.hold(id, false, &format!("uid {}", peer.uid)),
-            Self::Remove => spool.remove(id),
+/// Has these messages tried now; says how many.
+fn run_some(owner: &Owner, kind: Kind, ids: &[MessageId]) -> u64 {
+    match kind {
+        Kind::Normal => {
+            let ids: HashSet<MessageId> = ids.iter().copied().collect();
+            owner.queue.run_now(|id| ids.contains(&id))
         }
-    }
-
-    const fn done(self) -> &'static str {
-        match self {
-            Self::Hold(_) => "held",
-            Self::Release(_) => "released",
-            Self::Remove => "removed",
-        }
+        Kind::Quarantined => owner.queue.run_held_now(ids),
+        Kind::Lost => 0,
     }
 }
 
 /// Changes messages and says for which of them the change is durable.
-async fn change(
+async fn make_change(
     stream: &mut UnixStream,
     owner: &Arc<Owner>,
     selection: Selection,
     change: Change,
+    peer: Peer,
 ) -> io::Result<()> {
-    for id in selected_ids(owner, selection).await? {
-        let changed = match change.begin(&owner.spool, id) {
-            Ok(ticket) => ticket.await.map(|_| ()),
-            Err(error) => Err(error),
-        };
-        match changed {
-            Ok(()) => send(stream, &[Frame::Text(format!("{id} {}", change.done()))]).await?,
-            Err(SpoolError::NotFound(_)) => {}
-            Err(error) => {
-                let failure = Frame::error(ExitCode::TempFail, error.to_string());
-                return send(stream, &[failure]).await;
+    let by = format!("uid {}", peer.uid);
+    let which = change.clone();
+    let ids = selected_ids(owner, selection, move |message| which.is_due(message)).await?;
+    for some in ids.chunks(CHANGES_MAX) {
+        // Handed over together, so that they share a sync.
+        let begun: Vec<_> = some
+            .iter()
+            .map(|id| (*id, change.begin(&owner.spool, *id, &by)))
+            .collect();
+        for (id, ticket) in begun {
+            let changed = match ticket {
+                Ok(ticket) => ticket.await.map(|_| ()),
+                Err(error) => Err(error),
+            };
+            match changed {
+                Ok(()) => {
+                    change.log(&owner.maillog, id);
+                    send(stream, &[Frame::Text(format!("{id} {}", change.done()))]).await?;
+                }
+                Err(SpoolError::NotFound(_)) => {}
+                Err(error) => {
+                    let failure = Frame::error(ExitCode::TempFail, error.to_string());
+                    return send(stream, &[failure]).await;
+                }
             }
         }
     }

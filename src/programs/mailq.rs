@@ -224,6 +224,7 @@ fn read_drops(
             recipients: recipients.map(|recipient| (recipient, NOT_TRIED)).collect(),
             due_unix_ms: now_unix_ms,
             is_held: false,
+            hold_reason: None,
             has_warned: false,
             is_leased: false,
             content_bytes: dropped.content_bytes,

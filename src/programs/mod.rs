@@ -14,6 +14,7 @@ pub mod newaliases;
 pub mod open_spool;
 pub mod owned_queue;
 pub mod privileged_part;
+pub mod quarantine;
 pub mod queue_run;
 pub mod run_file;
 pub mod submit;
@@ -115,6 +116,9 @@ fn dispatch(invocation: &Invocation, config: &Config, command_line: &[OsString])
         runs_at_start: timing.is_some(),
         command_line,
     };
+    if let Some(change) = &invocation.quarantine {
+        return quarantine::run(config, change, &selection);
+    }
     match (invocation.mode, timing) {
         (Mode::PrintQueue, _) => {
             let detail = if config.submit.verbose {

@@ -105,6 +105,7 @@ impl OwnedQueue {
             directory: self.directory.clone(),
             clock: Arc::clone(&self.system.clock),
             privacy: self.privacy,
+            maillog: self.system.maillog.clone(),
             orders,
         };
         self.tasks.push(tokio::spawn(server.serve(Arc::new(owner))));

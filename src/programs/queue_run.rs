@@ -6,6 +6,7 @@
 //!
 //! Source: sendmail(8); transcripts 10 and 20 of 8.17.1.
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -134,8 +135,13 @@ fn run_as_owner(config: &Config, selection: &Selection, shown: Shown) -> Result<
         let resolver = wiring::resolver(&run_config);
         let mailers = wiring::mailers(&run_config, &system, &router, resolver);
         let owned = OwnedQueue::start(open, &run_config, &system, &router, mailers, None);
-        let ids = selected(&spool, selection, system.clock.unix_ms());
-        let ran = try_all(&owned, &config.paths.queue_directory, &ids, shown).await;
+        let run = Run {
+            owned: &owned,
+            directory: &config.paths.queue_directory,
+            ids: selected(&spool, selection, system.clock.unix_ms()),
+            kind: selection.kind,
+        };
+        let ran = run.try_all(shown).await;
         owned.queue.finished().await;
         (ran, owned.stop().await)
     });
@@ -144,11 +150,8 @@ fn run_as_owner(config: &Config, selection: &Selection, shown: Shown) -> Result<
     Ok(ran?)
 }
 
-/// The messages that are meant, in the order of the listing. Held ones are not run. Blocks: disk.
+/// The messages that are meant, in the order of the listing. Blocks: disk.
 fn selected(spool: &Spool, selection: &Selection, now_unix_ms: u64) -> Vec<MessageId> {
-    if selection.kind != Kind::Normal {
-        return Vec::new();
-    }
     let mut found: Vec<(u64, MessageId)> = spool
         .ids()
         .into_iter()
@@ -161,36 +164,48 @@ fn selected(spool: &Spool, selection: &Selection, now_unix_ms: u64) -> Vec<Messa
     found.into_iter().map(|(_, id)| id).collect()
 }
 
-/// Tries each message once; shows their dialogues one after the other if asked to.
-async fn try_all(
-    owned: &OwnedQueue,
-    directory: &Path,
-    ids: &[MessageId],
-    shown: Shown,
-) -> io::Result<()> {
-    if shown == Shown::Nothing {
-        let all: std::collections::HashSet<MessageId> = ids.iter().copied().collect();
-        owned.queue.run_now(|id| all.contains(&id));
-        return Ok(());
-    }
-    let mut out = io::stdout().lock();
-    let mut number = 0;
-    for some in ids.chunks(WATCHERS_MAX) {
-        let watched: Vec<(MessageId, mpsc::Receiver<String>)> = some
-            .iter()
-            .map(|id| (*id, owned.queue.watch(*id)))
-            .collect();
-        let all: std::collections::HashSet<MessageId> = some.iter().copied().collect();
-        owned.queue.run_now(|id| all.contains(&id));
-        for (id, mut lines) in watched {
-            number += 1;
-            let (path, count) = (directory.display(), ids.len());
-            writeln!(out, "\nRunning {path}/{id} (sequence {number} of {count})")?;
-            while let Some(line) = lines.recv().await {
-                writeln!(out, "{line}")?;
-                out.flush()?;
+/// What is tried.
+struct Run<'a> {
+    owned: &'a OwnedQueue,
+    directory: &'a Path,
+    ids: Vec<MessageId>,
+    kind: Kind,
+}
+
+impl Run<'_> {
+    /// Tries each message once; shows their dialogues one after the other if asked to.
+    async fn try_all(&self, shown: Shown) -> io::Result<()> {
+        if shown == Shown::Nothing {
+            self.begin(&self.ids);
+            return Ok(());
+        }
+        let mut out = io::stdout().lock();
+        let mut number = 0;
+        for some in self.ids.chunks(WATCHERS_MAX) {
+            let watched: Vec<(MessageId, mpsc::Receiver<String>)> = some
+                .iter()
+                .map(|id| (*id, self.owned.queue.watch(*id)))
+                .collect();
+            self.begin(some);
+            for (id, mut lines) in watched {
+                number += 1;
+                let (path, count) = (self.directory.display(), self.ids.len());
+                writeln!(out, "\nRunning {path}/{id} (sequence {number} of {count})")?;
+                while let Some(line) = lines.recv().await {
+                    writeln!(out, "{line}")?;
+                    out.flush()?;
+                }
             }
         }
+        out.flush()
     }
-    out.flush()
+
+    fn begin(&self, ids: &[MessageId]) {
+        if self.kind == Kind::Quarantined {
+            self.owned.queue.run_held_now(ids);
+            return;
+        }
+        let all: HashSet<MessageId> = ids.iter().copied().collect();
+        self.owned.queue.run_now(|id| all.contains(&id));
+    }
 }

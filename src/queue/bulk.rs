@@ -149,6 +149,7 @@ mod tests {
                 .collect(),
             due_unix_ms: 0,
             is_held: false,
+            hold_reason: None,
             has_warned: false,
             is_leased: false,
         }

@@ -23,7 +23,7 @@ use crate::deliver::{
     Attempt, ContentOpener, DeliveryRecipient, Destination, NextHop, Place, Verbose,
 };
 use crate::envelope::{
-    ControllingUser, Delivery, Envelope, Outcome, Recipient, RecipientId, RecipientState,
+    ControllingUser, Delivery, Envelope, MessageId, Outcome, Recipient, RecipientId, RecipientState,
 };
 use crate::maillog::{QueueId, Severity, ToLine};
 use crate::route::{Handover, Hop, Route, RouteError, Router, Taken};
@@ -85,10 +85,11 @@ pub(super) async fn run(
     window: OwnedSemaphorePermit,
 ) {
     let id = lease.id();
+    let may_be_held = lease.may_be_held();
     let verbose = shared.verbose(id);
     let plan = loop {
         let worker = Arc::clone(&shared);
-        let planned = tokio::task::spawn_blocking(move || plan(&worker, id)).await;
+        let planned = tokio::task::spawn_blocking(move || plan(&worker, id, may_be_held)).await;
         let planned = match planned {
             Ok(planned) => planned,
             Err(error) => {
@@ -161,13 +162,13 @@ pub(super) async fn run(
 }
 
 /// Reads and routes a message. `None` if there is nothing to do for it. Blocks: disk, and as routing does.
-fn plan(shared: &Shared, id: crate::envelope::MessageId) -> Result<Option<Plan>, SpoolError> {
+fn plan(shared: &Shared, id: MessageId, may_be_held: bool) -> Result<Option<Plan>, SpoolError> {
     let message = match shared.spool.message(id) {
         Ok(message) => message,
         Err(SpoolError::NotFound(_)) => return Ok(None),
         Err(error) => return Err(error),
     };
-    if message.is_held {
+    if message.is_held && !may_be_held {
         return Ok(None);
     }
     let router = &shared.router;
@@ -432,6 +433,8 @@ async fn record(
             .saturating_sub(message.envelope.arrival.unix_ms),
     );
     let tries = tries_of(message);
+    // Before the log tells of it: who reads that and asks for a queue run gets this message tried again.
+    shared.spool.end_attempt(&lease);
     log(shared, message, plan.sender.as_ref(), &ended, age, tries);
 
     let policy = &shared.settings.retry;

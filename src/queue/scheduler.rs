@@ -5,7 +5,7 @@
 //! queue run, and (unless mail is delivered in queue runs alone) those that are due. It never waits for a message: a
 //! run is a task of its own, bounded by the places and by the window.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -51,9 +51,18 @@ struct Sight {
 /// What the handle tells the scheduler.
 #[derive(Default)]
 struct Control {
-    /// Messages of queue runs that are yet to be tried, where runs are the only source.
-    run: Mutex<VecDeque<MessageId>>,
+    /// Messages of queue runs that are yet to be tried: all, where runs are the only source, else those held.
+    run: Mutex<VecDeque<Wanted>>,
     stop: Notify,
+}
+
+/// A message of a queue run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Wanted {
+    /// Unless it is held.
+    Pending(MessageId),
+    /// Also if it is held.
+    Held(MessageId),
 }
 
 impl QueueHandle {
@@ -78,6 +87,13 @@ impl QueueHandle {
     /// are held stay where they are. Blocks: never; the work is done later.
     pub fn run_now(&self, mut select: impl FnMut(MessageId) -> bool) -> u64 {
         run(&self.shared, &self.control, &mut select)
+    }
+
+    /// A queue run over held messages, which stay held if they can't be delivered. Says how many. Blocks: never.
+    pub fn run_held_now(&self, ids: &[MessageId]) -> u64 {
+        want(&self.control, ids.iter().copied().map(Wanted::Held));
+        self.shared.wake.notify_one();
+        u64::try_from(ids.len()).unwrap_or(u64::MAX)
     }
 
     /// The lines that `-v` shows of a message's next run, until that run has ended. Ask before the message is
@@ -136,17 +152,20 @@ fn run(shared: &Shared, control: &Control, select: &mut dyn FnMut(MessageId) -> 
         .filter(|id| select(*id))
         .collect();
     let count = u64::try_from(ids.len()).unwrap_or(u64::MAX);
-    // A run that is still under way is not begun a second time.
-    let mut pending = locked(&control.run);
-    if pending.is_empty() {
-        pending.extend(ids);
-    } else {
-        let known: std::collections::HashSet<MessageId> = pending.iter().copied().collect();
-        pending.extend(ids.into_iter().filter(|id| !known.contains(id)));
-    }
-    drop(pending);
+    want(control, ids.into_iter().map(Wanted::Pending));
     shared.wake.notify_one();
     count
+}
+
+/// Adds to the run that is under way what it has not got yet.
+fn want(control: &Control, more: impl Iterator<Item = Wanted>) {
+    let mut pending = locked(&control.run);
+    if pending.is_empty() {
+        pending.extend(more);
+    } else {
+        let known: HashSet<Wanted> = pending.iter().copied().collect();
+        pending.extend(more.filter(|wanted| !known.contains(wanted)));
+    }
 }
 
 fn is_immediate(shared: &Shared) -> bool {
@@ -181,7 +200,11 @@ async fn schedule(shared: Arc<Shared>, control: Arc<Control>, idle: watch::Sende
         pass += 1;
         idle.send_replace(Sight {
             pass,
-            is_idle: runs.is_empty() && !is_full && !shared.hosts.is_waiting() && is_all_recorded,
+            is_idle: runs.is_empty()
+                && !is_full
+                && !shared.hosts.is_waiting()
+                && is_all_recorded
+                && locked(&control.run).is_empty(),
         });
         let mut pause = LOOK_INTERVAL;
         if is_immediate(&shared)
@@ -241,18 +264,38 @@ fn next_lease(shared: &Shared, control: &Control) -> Option<Lease> {
             return Some(lease);
         }
     }
-    loop {
-        let id = locked(&control.run).pop_front();
-        let Some(id) = id else { break };
-        // Held, under way or gone: nothing to do for it in this run.
-        if let Some(lease) = shared.spool.lease_message(id, LEASE_TIME) {
-            return Some(lease);
-        }
+    if let Some(lease) = next_of_run(shared, control) {
+        return Some(lease);
     }
     if is_immediate(shared) {
         return shared.spool.lease_due(LEASE_TIME);
     }
     None
+}
+
+/// The next message of a queue run. One whose last attempt is over and only has to be recorded stays in the run: who
+/// has read of the deferral in the log and asks for a run means it.
+fn next_of_run(shared: &Shared, control: &Control) -> Option<Lease> {
+    let mut later = Vec::new();
+    let mut found = None;
+    while found.is_none() {
+        let Some(wanted) = locked(&control.run).pop_front() else {
+            break;
+        };
+        let (id, lease) = match wanted {
+            Wanted::Pending(id) => (id, shared.spool.lease_message(id, LEASE_TIME)),
+            Wanted::Held(id) => (id, shared.spool.lease_held(id, LEASE_TIME)),
+        };
+        found = lease;
+        // Else it is held, under way or gone: nothing to do for it in this run.
+        if found.is_none() && shared.spool.is_being_recorded(id) {
+            later.push(wanted);
+        } else if found.is_none() && !shared.spool.is_leased(id) {
+            shared.unwatch(id);
+        }
+    }
+    locked(&control.run).extend(later);
+    found
 }
 
 fn note_end(shared: &Shared, ended: Result<(), JoinError>) {

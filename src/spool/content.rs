@@ -183,8 +183,11 @@ pub(super) fn message(
         };
         recipients.push((recipient, state));
     }
+    let hold = records.hold.filter(|_| entry.is_held);
+    let hold = hold.map(|payload| record::decode_hold(&payload).map_err(bad));
     Ok(StoredMessage {
         id,
+        hold_reason: hold.transpose()?.and_then(|hold| hold.reason),
         envelope,
         recipients,
         due_unix_ms: Index::due_to_wall(entry.due, now),

@@ -11,6 +11,7 @@ use crate::envelope::MessageId;
 pub struct Lease {
     pub(super) id: MessageId,
     pub(super) epoch: u64,
+    pub(super) may_be_held: bool,
     pub(super) inner: Arc<Inner>,
 }
 
@@ -19,6 +20,12 @@ impl Lease {
     #[must_use]
     pub fn id(&self) -> MessageId {
         self.id
+    }
+
+    /// Whether the message is to be tried although it is held.
+    #[must_use]
+    pub fn may_be_held(&self) -> bool {
+        self.may_be_held
     }
 }
 

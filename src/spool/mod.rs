@@ -51,7 +51,7 @@ use crate::envelope::{
 };
 use checkpoint::Checkpoints;
 use format::Kind;
-use index::{Index, Now, Standing};
+use index::{Held, Index, Now, Standing};
 use keeper::{Keeper, KeeperCalls};
 use record::{ExpansionRecord, OutcomeRecord};
 use recovery::Check;
@@ -79,6 +79,8 @@ pub struct StoredMessage {
     pub due_unix_ms: u64,
     /// Whether the operator (or a quarantine) holds it back.
     pub is_held: bool,
+    /// Why, if who held it said so; the envelope has the reason of a quarantine at its arrival.
+    pub hold_reason: Option<String>,
     /// Whether a delay warning has been sent.
     pub has_warned: bool,
     /// Whether an attempt is under way.
@@ -380,21 +382,51 @@ impl Spool {
         Some(Lease {
             id,
             epoch,
+            may_be_held: false,
             inner: Arc::clone(&self.inner),
         })
+    }
+
+    /// Leases this message although it may be held, for an operator who asked for that. Blocks: never.
+    #[must_use]
+    pub fn lease_held(&self, id: MessageId, held_for: Duration) -> Option<Lease> {
+        self.lease_one(id, held_for, Held::Taken)
+    }
+
+    /// Says that the attempt under this lease is over and that only the record of it is to come. A queue run from now on
+    /// means this message, too, which is due again as soon as the record is durable. Blocks: never.
+    pub fn end_attempt(&self, lease: &Lease) {
+        lock(&self.inner.index).end_attempt(lease.id, lease.epoch);
+    }
+
+    /// Whether this message is leased. Blocks: never.
+    #[must_use]
+    pub fn is_leased(&self, id: MessageId) -> bool {
+        lock(&self.inner.index).is_leased(id)
+    }
+
+    /// Whether this message is leased and only the record of its attempt is to come. Blocks: never.
+    #[must_use]
+    pub fn is_being_recorded(&self, id: MessageId) -> bool {
+        lock(&self.inner.index).is_being_recorded(id)
     }
 
     /// Leases this message if it is live and neither leased nor held, due or not. Blocks: never.
     #[must_use]
     pub fn lease_message(&self, id: MessageId, held_for: Duration) -> Option<Lease> {
+        self.lease_one(id, held_for, Held::LeftAlone)
+    }
+
+    fn lease_one(&self, id: MessageId, held_for: Duration, held: Held) -> Option<Lease> {
         if self.inner.is_poisoned() || self.inner.is_blocked.load(Ordering::Relaxed) {
             return None;
         }
         let now = self.inner.clock.monotonic();
-        let epoch = lock(&self.inner.index).claim(id, now, held_for)?;
+        let epoch = lock(&self.inner.index).claim(id, now, held_for, held)?;
         Some(Lease {
             id,
             epoch,
+            may_be_held: held == Held::Taken,
             inner: Arc::clone(&self.inner),
         })
     }
@@ -532,8 +564,24 @@ impl Spool {
     pub fn hold(&self, id: MessageId, is_held: bool, by: &str) -> Result<CommitTicket, SpoolError> {
         self.control(
             id,
-            FrameIn::new(Kind::Hold, id, record::encode_hold(is_held, by)),
+            FrameIn::new(Kind::Hold, id, record::encode_hold(is_held, by, None)),
         )
+    }
+
+    /// Holds a message back for a reason, which takes the place of any other.
+    ///
+    /// # Errors
+    /// As [`Spool::hold`].
+    /// # Durability
+    /// As [`Spool::hold`].
+    pub fn quarantine(
+        &self,
+        id: MessageId,
+        reason: &str,
+        by: &str,
+    ) -> Result<CommitTicket, SpoolError> {
+        let payload = record::encode_hold(true, by, Some(reason));
+        self.control(id, FrameIn::new(Kind::Hold, id, payload))
     }
 
     /// Removes a message without a report, as the operator asked.
@@ -924,7 +972,7 @@ impl Inner {
             index.hold_damaged(id);
         }
         self.remark(format!("{id} is held: {error}"));
-        let by = record::encode_hold(true, "spool");
+        let by = record::encode_hold(true, "spool", None);
         drop(self.submit_commit(Commit {
             urgency: Urgency::Lazy,
             ..Commit::internal(vec![FrameIn::new(Kind::Hold, id, by)])

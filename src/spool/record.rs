@@ -560,17 +560,39 @@ pub(super) fn decode_outcome(payload: &[u8]) -> Result<OutcomeRecord, Malformed>
     })
 }
 
-pub(super) fn encode_hold(is_held: bool, by: &str) -> Vec<u8> {
+/// A Hold: that a message is kept back, or no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct HoldRecord {
+    pub(super) is_held: bool,
+    /// Who asked for it.
+    pub(super) by: String,
+    /// Why, if somebody said so.
+    pub(super) reason: Option<String>,
+}
+
+/// The reason stands behind the rest, where those written before there were reasons end.
+pub(super) fn encode_hold(is_held: bool, by: &str, reason: Option<&str>) -> Vec<u8> {
     let mut out = Out::default();
     out.u8(VERSION);
     out.u8(u8::from(is_held));
     out.string(by);
+    if let Some(reason) = reason {
+        out.string(reason);
+    }
     out.0
 }
 
-pub(super) fn decode_hold(payload: &[u8]) -> Result<(bool, String), Malformed> {
+pub(super) fn decode_hold(payload: &[u8]) -> Result<HoldRecord, Malformed> {
     let mut from = In::new(payload, "hold")?;
-    let hold = (from.u8()? != 0, from.string()?);
+    let hold = HoldRecord {
+        is_held: from.u8()? != 0,
+        by: from.string()?,
+        reason: if from.rest.is_empty() {
+            None
+        } else {
+            Some(from.string()?)
+        },
+    };
     from.end()?;
     Ok(hold)
 }
@@ -818,6 +840,24 @@ mod tests {
     }
 
     #[test]
+    fn a_hold_may_have_a_reason_and_older_ones_have_none() {
+        for (reason, is_held) in [(Some("spam suspect"), true), (None, true), (None, false)] {
+            let payload = encode_hold(is_held, "uid 0", reason);
+            let expected = HoldRecord {
+                is_held,
+                by: "uid 0".to_owned(),
+                reason: reason.map(str::to_owned),
+            };
+            assert_eq!(decode_hold(&payload), Ok(expected));
+            let longer = [&payload[..], &[0]].concat();
+            assert!(decode_hold(&longer).is_err());
+        }
+        // As it was written before there were reasons.
+        let old = [&[1, 1, 4, 0, 0, 0][..], b"root"].concat();
+        assert_eq!(decode_hold(&old).map(|hold| hold.reason), Ok(None));
+    }
+
+    #[test]
     fn a_relocation_holds_all_that_became_of_a_message() {
         let extents = [Extent {
             segment: 9,
@@ -833,7 +873,7 @@ mod tests {
                 (Standing::Pending, 3, Some(vec![1, 2, 3])),
             ],
             expansions: vec![vec![7; 9]],
-            hold: Some(encode_hold(true, "root")),
+            hold: Some(encode_hold(true, "root", Some("spam suspect"))),
             envelope: encode_envelope(&envelope(), 26),
         };
         let mut payload = encode_relocation(&record);

@@ -214,6 +214,7 @@ mod tests {
             )],
             due_unix_ms: 7,
             is_held: true,
+            hold_reason: None,
             has_warned: false,
             is_leased: false,
             content_bytes: 12,

@@ -71,6 +71,24 @@ fn millis(time: Duration) -> u64 {
 struct Claim {
     epoch: u64,
     deadline: Duration,
+    stage: Stage,
+}
+
+/// How far the attempt under a claim has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    UnderWay,
+    /// It is over, and its record on the way.
+    Recording,
+    /// The same, and a queue run at this time (milliseconds) has asked for the message.
+    RunAgain(u64),
+}
+
+/// Whether a claim may be made on a message that is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Held {
+    LeftAlone,
+    Taken,
 }
 
 /// What keeps a segment.
@@ -385,7 +403,7 @@ impl Index {
             Kind::Expansion => self.apply_expansion(id, payload, place),
             Kind::Outcome => self.apply_outcome(id, payload, place, now),
             Kind::Hold => {
-                let (is_held, _) = record::decode_hold(payload)?;
+                let is_held = record::decode_hold(payload)?.is_held;
                 let Some(slot) = self.slot(id) else {
                     return Ok(());
                 };
@@ -623,7 +641,7 @@ impl Index {
         });
         while let Some(slot) = self.wheel.first_ready() {
             let id = self.packed.get(slot)?.id;
-            if let Some(epoch) = self.claim(id, now, held_for) {
+            if let Some(epoch) = self.claim(id, now, held_for, Held::LeftAlone) {
                 return Some((id, epoch));
             }
             // Kept back: what ends that puts it in again. It must not keep back the others.
@@ -632,17 +650,18 @@ impl Index {
         None
     }
 
-    /// Claims a message, due or not, unless it is held or claimed.
+    /// Claims a message, due or not, unless it is claimed, or held where that counts.
     pub(super) fn claim(
         &mut self,
         id: MessageId,
         now: Duration,
         held_for: Duration,
+        held: Held,
     ) -> Option<u64> {
         self.end_overdue_claims(now);
         let slot = self.slot(id)?;
-        let is_held = self.packed.get(slot)?.has(HELD);
-        if is_held || self.claims.contains_key(&id) || self.parked.contains(&id) {
+        let is_kept_back = self.packed.get(slot)?.has(HELD) && held == Held::LeftAlone;
+        if is_kept_back || self.claims.contains_key(&id) || self.parked.contains(&id) {
             return None;
         }
         self.wheel.remove(slot);
@@ -650,6 +669,7 @@ impl Index {
         let claim = Claim {
             epoch: self.next_epoch,
             deadline: now + held_for,
+            stage: Stage::UnderWay,
         };
         self.claims.insert(id, claim);
         self.deadlines.insert((claim.deadline, id));
@@ -691,15 +711,39 @@ impl Index {
         if !self.is_claimed(id, epoch) {
             return;
         }
-        if let Some(claim) = self.claims.remove(&id) {
+        let claim = self.claims.remove(&id);
+        if let Some(claim) = claim {
             self.deadlines.remove(&(claim.deadline, id));
         }
         if let Some(slot) = self.slot(id) {
+            if let Some(Stage::RunAgain(at)) = claim.map(|claim| claim.stage)
+                && let Some(packed) = self.packed.get_mut(slot)
+            {
+                packed.due = packed.due.min(at);
+            }
             self.make_due(slot);
         }
     }
 
-    /// Makes messages due now.
+    /// The attempt under this claim is over, and its record on the way.
+    pub(super) fn end_attempt(&mut self, id: MessageId, epoch: u64) {
+        if let Some(claim) = self
+            .claims
+            .get_mut(&id)
+            .filter(|claim| claim.epoch == epoch)
+        {
+            claim.stage = Stage::Recording;
+        }
+    }
+
+    /// Whether a claim stands on the message and only the record of its attempt is to come.
+    pub(super) fn is_being_recorded(&self, id: MessageId) -> bool {
+        self.claims
+            .get(&id)
+            .is_some_and(|claim| claim.stage != Stage::UnderWay)
+    }
+
+    /// Makes messages due now; those whose attempt is over and not yet recorded, when it is.
     pub(super) fn run_now(
         &mut self,
         now: Duration,
@@ -717,6 +761,12 @@ impl Index {
             }
         }
         for slot in &selected {
+            if let Some(packed) = self.packed.get(*slot)
+                && let Some(claim) = self.claims.get_mut(&packed.id)
+                && claim.stage == Stage::Recording
+            {
+                claim.stage = Stage::RunAgain(now);
+            }
             if self
                 .packed
                 .get(*slot)

@@ -294,8 +294,12 @@ fn explain_payload(kind: Kind, payload: &[u8], fact: Fact) -> Result<Fact, recor
                 .text("stat", found.outcome.text)
         }
         Kind::Hold => {
-            let (is_held, by) = record::decode_hold(payload)?;
-            fact.flag("held", is_held).text("by", by)
+            let hold = record::decode_hold(payload)?;
+            let fact = fact.flag("held", hold.is_held).text("by", hold.by);
+            match hold.reason {
+                Some(reason) => fact.text("reason", reason),
+                None => fact,
+            }
         }
         Kind::Void | Kind::Skip => {
             let (first, last) = record::decode_void(payload)?;

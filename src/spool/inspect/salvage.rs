@@ -830,11 +830,11 @@ fn frames_of(stored: &StoredMessage) -> Vec<FrameIn> {
             record::encode_outcome(&record),
         ));
     }
-    if stored.is_held != stored.envelope.quarantine.is_some() {
+    if stored.is_held != stored.envelope.quarantine.is_some() || stored.hold_reason.is_some() {
         frames.push(FrameIn::new(
             Kind::Hold,
             id,
-            record::encode_hold(stored.is_held, "spoolck"),
+            record::encode_hold(stored.is_held, "spoolck", stored.hold_reason.as_deref()),
         ));
     }
     frames
