@@ -81,6 +81,8 @@ const ACCESS: &[(&str, &str)] = &[
     ("ClientConn:127.0.0.68", "1"),
     ("TLS_Clt:127.0.0.69", "VERIFY"),
     ("TLS_Clt:127.0.0.70", "PERM+ENCR:112"),
+    ("TLS_Clt:127.0.0.74", "TEMP+VERIFY:128"),
+    ("TLS_Clt:127.0.0.75", "NONE"),
 ];
 
 /// Names as golden's name server has them; all but `nonexist.test` and what fails on purpose.
@@ -960,8 +962,10 @@ fn what_tls_would_prove_is_not_proven() {
     assert_eq!(mail("127.0.0.69"), "454 4.7.0 authentication required");
     assert_eq!(
         mail("127.0.0.70"),
-        "503 5.7.0 <s@sender.test>... encryption too weak 0 less than 112"
+        "503 5.7.0 encryption too weak 0 less than 112"
     );
+    assert_eq!(mail("127.0.0.74"), "403 4.7.0 authentication required");
+    assert_eq!(mail("127.0.0.75"), "250 2.1.0 <s@sender.test>... Sender ok");
 }
 
 #[test]

@@ -42,7 +42,7 @@ use crate::status::Status;
 pub use client::SmtpTimeouts;
 pub use local::MailboxOptions;
 pub use named::NamedOptions;
-pub use smtp::SmtpOptions;
+pub use smtp::{ConnectionRules, Greeted, SmtpOptions};
 
 use local::Mailboxes;
 use named::Named;

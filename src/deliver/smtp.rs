@@ -34,6 +34,54 @@ pub const CONNECTS_MAX: usize = 32;
 /// (RFC 5321 5.1). Names come in lower case, without final dot. Must not block.
 pub type OwnName = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
+/// A server that has greeted, and is about to get a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Greeted {
+    /// Its name without final dot, or its address in brackets.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Whether it offered STARTTLS.
+    pub offers_tls: bool,
+}
+
+/// What stands for a server's reply where this host hands it nothing.
+pub type RuleVerdict = Result<(), Reply>;
+
+/// Which servers get mail over a plain connection, and for whom: the access map's say.
+#[derive(Clone)]
+pub struct ConnectionRules {
+    /// Whether a server gets any.
+    pub server: Arc<dyn Fn(&Greeted) -> RuleVerdict + Send + Sync>,
+    /// Whether it gets any for this address.
+    pub recipient: Arc<dyn Fn(&str, &Greeted) -> RuleVerdict + Send + Sync>,
+    /// Whether asking may wait for other hosts or programs, so that it is done on the blocking pool.
+    pub waits: bool,
+}
+
+impl ConnectionRules {
+    /// What is said of the server, and of each address if that is good. Trouble on the way is temporary.
+    async fn ask(
+        &self,
+        server: Greeted,
+        addresses: Vec<String>,
+    ) -> Result<Vec<RuleVerdict>, Reply> {
+        let rules = self.clone();
+        let ask = move || {
+            (rules.server)(&server)?;
+            let of = |address: &String| (rules.recipient)(address, &server);
+            Ok(addresses.iter().map(of).collect())
+        };
+        if !self.waits {
+            return ask();
+        }
+        tokio::task::spawn_blocking(ask).await.unwrap_or_else(|_| {
+            let text = "Temporary system failure. Please try again later.";
+            Err(Reply::new(451, Status::new(4, 3, 0), text))
+        })
+    }
+}
+
 /// Settings of the SMTP client.
 #[derive(Clone)]
 pub struct SmtpOptions {
@@ -45,6 +93,8 @@ pub struct SmtpOptions {
     pub loopback_only: bool,
     /// Names of this host.
     pub own_name: OwnName,
+    /// Which servers get mail, if not all.
+    pub rules: Option<ConnectionRules>,
     /// Time limits.
     pub timeouts: SmtpTimeouts,
     /// `ConnectionCacheSize`: idle connections kept; 0 keeps none.
@@ -82,6 +132,7 @@ impl SmtpMailer {
             mailer,
             attempt,
             results,
+            rules: self.options.rules.as_ref(),
         };
         dialogue.refuse_unsendable();
         let key = cache_key(hop);
@@ -219,6 +270,7 @@ struct Dialogue<'a> {
     mailer: &'a str,
     attempt: &'a Attempt,
     results: &'a mut Results,
+    rules: Option<&'a ConnectionRules>,
 }
 
 impl Dialogue<'_> {
@@ -256,8 +308,12 @@ impl Dialogue<'_> {
         loop {
             let mut group = self.results.open();
             group.truncate(TRANSACTION_RECIPIENTS_MAX);
-            if group.is_empty() {
+            self.keep_to_rules(client, &mut group).await?;
+            if group.is_empty() && self.is_done() {
                 return Ok(());
+            }
+            if group.is_empty() {
+                continue;
             }
             let shown: Vec<String> = group.iter().map(|at| self.shown(*at)).collect();
             let recipients: Vec<WireRecipient<'_>> = group
@@ -297,6 +353,51 @@ impl Dialogue<'_> {
                 };
             }
         }
+    }
+
+    /// Gives recipients that the rules keep from this server their outcome, and takes them out of the group.
+    ///
+    /// # Errors
+    /// The server gets no mail at all.
+    async fn keep_to_rules(
+        &mut self,
+        client: &SmtpClient,
+        group: &mut Vec<usize>,
+    ) -> Result<(), SmtpError> {
+        let Some(rules) = self.rules else {
+            return Ok(());
+        };
+        let server = Greeted {
+            name: client.host().trim_end_matches('.').to_owned(),
+            address: client.address().ip(),
+            offers_tls: client.offers("STARTTLS"),
+        };
+        let attempt = self.attempt;
+        let user = |at: &usize| attempt.recipients.get(*at).map(|r| r.user.clone());
+        let addresses = group
+            .iter()
+            .map(|at| user(at).unwrap_or_default())
+            .collect();
+        let failed = |reply| SmtpError {
+            step: Step::Rules,
+            cause: Cause::Reply(reply),
+            host: client.host().to_owned(),
+        };
+        let verdicts = rules.ask(server, addresses).await.map_err(failed)?;
+        let relay = relay_shown(client.host(), Some(client.address().ip()));
+        let mut kept = Vec::with_capacity(group.len());
+        for (position, verdict) in group.iter().copied().zip(verdicts) {
+            match verdict {
+                Ok(()) => kept.push(position),
+                Err(reply) => {
+                    let outcome = self.outcome(&failed(reply), relay.clone());
+                    self.say_of(&[position], &outcome.text);
+                    self.results.set(position, outcome);
+                }
+            }
+        }
+        *group = kept;
+        Ok(())
     }
 
     /// Turns the results of a transaction into outcomes.
@@ -412,7 +513,7 @@ fn is_hosts_failure(error: &SmtpError) -> bool {
         Cause::Content(_) => false,
         _ if error.step == Step::Final => false,
         Cause::Reply(reply) => {
-            reply.code == 421 || matches!(error.step, Step::Greeting | Step::Hello)
+            reply.code == 421 || matches!(error.step, Step::Greeting | Step::Hello | Step::Rules)
         }
         _ => true,
     }

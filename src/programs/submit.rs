@@ -466,7 +466,7 @@ fn is_trusted(login: &str, file: &Path) -> bool {
         .is_ok_and(|_| {
             text.lines()
                 .map(|line| line.split('#').next().unwrap_or_default())
-                .any(|line| line.split_ascii_whitespace().any(|word| word == login))
+                .any(|line| line.split_ascii_whitespace().next() == Some(login))
         })
 }
 

@@ -19,14 +19,14 @@ use crate::config::mailer::SMRSH_DIRECTORY;
 use crate::config::sandbox::SANDBOX_VARIABLE;
 use crate::config::{Blameless, Config, Remote};
 use crate::deliver::{
-    DeliverOptions, MailboxOptions, MailboxOwner, Mailers, NamedOptions, OwnerLookup, SmtpOptions,
-    SmtpTimeouts,
+    ConnectionRules, DeliverOptions, Greeted, MailboxOptions, MailboxOwner, Mailers, NamedOptions,
+    OwnerLookup, SmtpOptions, SmtpTimeouts,
 };
 use crate::dns::{Resolver, ResolverOptions, SystemResolver};
 use crate::maillog::{Destination, LogSettings, Maillog, QueueId, Severity};
 use crate::netmaps::{NetMaps, NetOptions};
 use crate::privileged::Part;
-use crate::route::{Notice, RelayTo, RouteError, Router, RouterParts, Tables};
+use crate::route::{Notice, PlainServer, RelayTo, RouteError, Router, RouterParts, Tables};
 use crate::safe_file::Lenience;
 use crate::users::Users;
 
@@ -221,6 +221,7 @@ pub fn mailers(
             port: SMTP_PORT,
             loopback_only: config.deliver.remote == Remote::LoopbackOnly,
             own_name: Arc::new(move |name| is_own_name(&own, name)),
+            rules: connection_rules(router),
             timeouts: SmtpTimeouts::from(&config.deliver.timeouts),
             cache_size: CONNECTION_CACHE_SIZE,
             cache_idle_max: CONNECTION_CACHE_IDLE_MAX,
@@ -243,6 +244,23 @@ pub fn file_lenience(config: &Config) -> Lenience {
         hard_link: set.has(Blameless::FileDeliveryToHardLink),
         ..Lenience::default()
     }
+}
+
+/// What the access map says of plain connections; none without one.
+fn connection_rules(router: &Arc<Router>) -> Option<ConnectionRules> {
+    let plain = |server: &Greeted| PlainServer {
+        name: server.name.clone(),
+        address: server.address,
+        offers_tls: server.offers_tls,
+    };
+    let (of_server, of_recipient) = (Arc::clone(router), Arc::clone(router));
+    router.has_access().then(|| ConnectionRules {
+        server: Arc::new(move |server| of_server.check_tls_server(&plain(server))),
+        recipient: Arc::new(move |address, server| {
+            of_recipient.check_tls_recipient(address, &plain(server))
+        }),
+        waits: router.access_waits(),
+    })
 }
 
 /// What smrsh is told to find its programs in, if it is the shell of commands and not to look in its own place.

@@ -5,8 +5,6 @@
 //! alone. What only DNS knows (whether a sender's domain exists, who is an MX) is asked by the SMTP server; the answers
 //! here say when it is to. Lookup trouble is 451 and never consent (I9).
 //!
-//! There is no TLS yet: what `TLS_Clt:` asks of a client is what no client can show, so that it is answered 454.
-//!
 //! Blocks: as maps and the user database do. Limits: as [`access_entry`](super::access_entry).
 //! Source: MAPS.md section 11, cf/README "ANTI-SPAM CONFIGURATION CONTROL", RFC 5321 3.6.
 
@@ -31,8 +29,8 @@ const DENIED: Status = Status::new(5, 7, 1);
 
 /// How keys for a name are tried.
 #[derive(Clone, Copy)]
-struct Tag {
-    text: &'static str,
+pub(super) struct Tag {
+    pub(super) text: &'static str,
     /// Whether the bare key counts, too.
     is_optional: bool,
 }
@@ -43,7 +41,9 @@ impl Tag {
     const TO: Self = Self::optional("To:");
     const FROM_ONLY: Self = Self::obligatory("From:");
     const SPAM: Self = Self::obligatory("Spam:");
-    const TLS_CLT: Self = Self::obligatory("TLS_Clt:");
+    pub(super) const TLS_CLT: Self = Self::obligatory("TLS_Clt:");
+    pub(super) const TLS_SRV: Self = Self::obligatory("TLS_Srv:");
+    pub(super) const TLS_RCPT: Self = Self::obligatory("TLS_Rcpt:");
     const GREET_PAUSE: Self = Self::obligatory("GreetPause:");
     const CLIENT_RATE: Self = Self::obligatory("ClientRate:");
     const CLIENT_CONN: Self = Self::obligatory("ClientConn:");
@@ -102,7 +102,7 @@ impl Router {
         sender: &ReversePath,
         client: &Client,
     ) -> Result<Option<Disposition>, Denial> {
-        self.check_tls(client)?;
+        self.check_tls_client(client)?;
         let Some(address) = sender.address() else {
             return Ok(Some(Disposition::Accept));
         };
@@ -324,35 +324,6 @@ impl Router {
         found
     }
 
-    /// What `TLS_Clt:` asks of a client; nothing of it can be had without TLS.
-    fn check_tls(&self, client: &Client) -> Result<(), Denial> {
-        let names = client.name.as_ref().map(|name| domain_keys(&fold(name)));
-        let keys = names.unwrap_or_default().into_iter();
-        let keys = keys
-            .chain(client_address_keys(client.address))
-            .chain([String::new()]);
-        let Some(value) = self.value(Tag::TLS_CLT, keys)? else {
-            return Ok(());
-        };
-        let value = value.trim().to_ascii_uppercase();
-        let (code, class, wanted) = match value.split_once('+') {
-            Some(("PERM", wanted)) => (503, 5, wanted),
-            Some(("TEMP", wanted)) => (454, 4, wanted),
-            _ => (454, 4, value.as_str()),
-        };
-        let text = match wanted.split_once(':') {
-            Some(("ENCR", bits)) => format!("encryption too weak 0 less than {bits}"),
-            _ if wanted.starts_with("VERIFY") => "authentication required".to_owned(),
-            _ => {
-                (self.notice)(&format!(
-                    "access map: TLS_Clt: value \"{value}\" is unknown"
-                ));
-                return Err(Denial::trouble());
-            }
-        };
-        Err(Denial::new(code, Status::new(class, 7, 0), text))
-    }
-
     /// Where a recipient belongs, `user%host@domain` of domains that are relayed to taken apart: else anybody could
     /// reach anybody through a domain that we relay to.
     fn unfolded(&self, address: &Address) -> Result<Place, Denial> {
@@ -523,7 +494,7 @@ impl Router {
     }
 
     /// The value of the first key that has one, each tried with the tag and then, if that is optional, bare.
-    fn value(
+    pub(super) fn value(
         &self,
         tag: Tag,
         keys: impl IntoIterator<Item = String>,

@@ -46,12 +46,25 @@ pub struct Denial {
     pub status: Status,
     /// What follows it.
     pub text: String,
+    /// Whether no address is said with it: it is about the connection.
+    pub is_of_nobody: bool,
 }
 
 impl Denial {
     pub(super) fn new(code: u16, status: Status, text: impl Into<String>) -> Self {
         let text = text.into();
-        Self { code, status, text }
+        Self {
+            code,
+            status,
+            text,
+            is_of_nobody: false,
+        }
+    }
+
+    /// The same about the connection, whoever the address is.
+    pub(super) fn of_nobody(mut self) -> Self {
+        self.is_of_nobody = true;
+        self
     }
 
     /// What is answered when a lookup or a setting is at fault (I9).
@@ -89,7 +102,7 @@ impl Denial {
     /// The answer about an address, shown as the client wrote it. With 451 and 454 Sendmail leaves the address out.
     #[must_use]
     pub fn about(self, shown: &str) -> Reply {
-        if matches!(self.code, 451 | 454) {
+        if self.is_of_nobody || matches!(self.code, 451 | 454) {
             return self.bare();
         }
         let text = format!("{shown}... {}", self.text);

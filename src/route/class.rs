@@ -1,7 +1,8 @@
 //! Classes: sets of words kept in a file, such as `w`, the names of this host, in local-host-names.
 //!
 //! The file is looked at (one `stat`) whenever the class is asked, and read again when it has changed, so that an
-//! edit needs no restart. Words end at white space, `#` begins a comment. A file that is not there is an empty class.
+//! edit needs no restart. The first word of a line counts, as in Sendmail; further ones are told in the log once. `#`
+//! begins a comment. A file that is not there is an empty class.
 //! One that can't be read, or that lies in a directory where others could have put it, makes the start fail; later, the words read before stay in force and the trouble is told
 //! once: a class must never seem empty because a lookup did not work (I9).
 //!
@@ -176,13 +177,21 @@ impl ClassReader {
             }
             bytes = text.bytes;
         }
-        let words = String::from_utf8_lossy(&bytes)
-            .lines()
-            .map(|line| line.split_once('#').map_or(line, |(words, _)| words))
-            .flat_map(str::split_whitespace)
-            .map(folded)
-            .filter(|word| !word.is_empty())
-            .collect();
+        let mut words = HashSet::new();
+        let mut surplus = None;
+        for (at, line) in String::from_utf8_lossy(&bytes).lines().enumerate() {
+            let line = line.split_once('#').map_or(line, |(words, _)| words);
+            let mut parts = line.split_whitespace();
+            let first = parts.next().map(folded).filter(|word| !word.is_empty());
+            words.extend(first);
+            surplus = surplus.or(parts.next().map(|word| (at + 1, word.to_owned())));
+        }
+        if let Some((line, word)) = surplus {
+            (self.notice)(&format!(
+                "{}: line {line}: {word} does not count: one word a line",
+                path.display()
+            ));
+        }
         Ok(Words { stamp, words })
     }
 }
@@ -280,9 +289,9 @@ mod tests {
     fn words_are_folded_and_comments_left_out() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w");
-        fs::write(&path, "# names\nExample.TEST a.test. # and\n\n  b.test\n").unwrap();
+        fs::write(&path, "# names\nExample.TEST. # and\n\n  b.test\n").unwrap();
         let class = Class::open(&path, &silent()).unwrap();
-        for word in ["example.test", "a.test", "b.test"] {
+        for word in ["example.test", "b.test"] {
             assert!(class.contains(word), "{word}");
         }
         assert!(!class.contains("and") && !class.contains("names"));
@@ -297,10 +306,28 @@ mod tests {
         assert!(!class.contains("a.test"));
         fs::write(&path, "a.test\n").unwrap();
         assert!(class.contains("a.test"));
-        fs::write(&path, "a.test bb.test\n").unwrap();
+        fs::write(&path, "a.test\nbb.test\n").unwrap();
         assert!(class.contains("bb.test"));
         fs::remove_file(&path).unwrap();
         assert!(!class.contains("a.test"));
+    }
+
+    // Transcript 51: of `gold.example.test extra.test` only the first is a name of this host.
+    #[test]
+    fn only_the_first_word_of_a_line_counts_and_the_log_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w");
+        fs::write(&path, "a.test extra.test\n.sub.test\n").unwrap();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let lines = Arc::clone(&told);
+        let notice: Notice =
+            Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned()));
+        let class = Class::open(&path, &reader(notice)).unwrap();
+        assert!(class.contains("a.test") && !class.contains("extra.test"));
+        assert!(!class.contains("x.sub.test") && !class.contains("sub.test"));
+        let told = told.lock().unwrap();
+        assert_eq!(told.len(), 1);
+        assert!(told[0].ends_with("w: line 1: extra.test does not count: one word a line"));
     }
 
     #[test]
@@ -365,7 +392,7 @@ mod tests {
         mode(&etc, 0o755);
         let class = Class::open(&path, &silent()).unwrap();
         mode(&etc, 0o777);
-        fs::write(&path, "a.test b.test\n").unwrap();
+        fs::write(&path, "a.test\nb.test\n").unwrap();
         assert!(class.contains("a.test") && !class.contains("b.test"));
         // Nothing of the file changes with its directory.
         mode(&etc, 0o755);

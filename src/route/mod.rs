@@ -24,6 +24,7 @@ mod shells;
 mod table;
 mod tables;
 mod target;
+mod tls;
 mod verify;
 
 pub use access::{ClientLimit, RecipientCheck};
@@ -35,6 +36,7 @@ pub use resolve::rest_of;
 pub use rewrite::FIELD_BYTES_MAX;
 pub use table::Table;
 pub use target::{TARGETS_MAX, Target};
+pub use tls::PlainServer;
 
 use std::collections::HashSet;
 use std::net::IpAddr;

@@ -34,6 +34,7 @@ pub(crate) fn options(directory: &Path) -> DeliverOptions {
             port: 25,
             loopback_only: true,
             own_name: Arc::new(|name| name == "gold.example.test"),
+            rules: None,
             timeouts: SmtpTimeouts::default(),
             cache_size: 4,
             cache_idle_max: Duration::from_secs(60),

@@ -20,6 +20,8 @@ pub enum Step {
     Greeting,
     /// EHLO or HELO.
     Hello,
+    /// Before MAIL: the server is not one that this host hands mail to.
+    Rules,
     /// MAIL.
     Mail,
     /// RCPT.
@@ -35,7 +37,7 @@ pub enum Step {
 /// Why a step failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// The server refused: 4yz or 5yz.
+    /// The server refused, or with [`Step::Rules`] this host: 4yz or 5yz.
     Reply(Reply),
     /// Nobody listens there.
     Refused,

@@ -184,6 +184,7 @@ fn smtp_options(config: &Config, host: &str) -> SmtpOptions {
         port: crate::deliver::smtp::SMTP_PORT,
         loopback_only: config.deliver.remote == Remote::LoopbackOnly,
         own_name: Arc::new(|_| false),
+        rules: None,
         timeouts: crate::deliver::SmtpTimeouts::from(&config.deliver.timeouts),
         cache_size: 1,
         cache_idle_max: IDLE_MAX,
