@@ -47,6 +47,8 @@ pub struct Greeted {
 
 /// What stands for a server's reply where this host hands it nothing.
 pub type RuleVerdict = Result<(), Reply>;
+/// Whether a server gets mail for this address. May block only as [`ConnectionRules::waits`] says.
+pub type RecipientRule = dyn Fn(&str, &Greeted) -> RuleVerdict + Send + Sync;
 
 /// Which servers get mail over a plain connection, and for whom: the access map's say.
 #[derive(Clone)]
@@ -54,7 +56,7 @@ pub struct ConnectionRules {
     /// Whether a server gets any.
     pub server: Arc<dyn Fn(&Greeted) -> RuleVerdict + Send + Sync>,
     /// Whether it gets any for this address.
-    pub recipient: Arc<dyn Fn(&str, &Greeted) -> RuleVerdict + Send + Sync>,
+    pub recipient: Arc<RecipientRule>,
     /// Whether asking may wait for other hosts or programs, so that it is done on the blocking pool.
     pub waits: bool,
 }

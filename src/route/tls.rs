@@ -160,7 +160,7 @@ impl Router {
         };
         let demand = Demand::parse(&value);
         let is_nothing = |word: &&str| word.eq_ignore_ascii_case(value.trim());
-        if demand.is_none() && !NOTHING.iter().any(|word| is_nothing(&word)) {
+        if demand.is_none() && !NOTHING.iter().any(|word| is_nothing(word)) {
             (self.notice)(&format!(
                 "access map: {} value \"{value}\" asks for nothing that is known",
                 tag.text
