@@ -46,25 +46,12 @@ pub struct Denial {
     pub status: Status,
     /// What follows it.
     pub text: String,
-    /// Whether no address is said with it: it is about the connection.
-    pub is_of_nobody: bool,
 }
 
 impl Denial {
     pub(super) fn new(code: u16, status: Status, text: impl Into<String>) -> Self {
         let text = text.into();
-        Self {
-            code,
-            status,
-            text,
-            is_of_nobody: false,
-        }
-    }
-
-    /// The same about the connection, whoever the address is.
-    pub(super) fn of_nobody(mut self) -> Self {
-        self.is_of_nobody = true;
-        self
+        Self { code, status, text }
     }
 
     /// What is answered when a lookup or a setting is at fault (I9).
@@ -99,10 +86,11 @@ impl Denial {
         Reply::new(self.code, self.status, self.text)
     }
 
-    /// The answer about an address, shown as the client wrote it. With 451 and 454 Sendmail leaves the address out.
+    /// The answer about an address, shown as the client wrote it: with the codes that are about mailboxes, as Sendmail
+    /// does.
     #[must_use]
     pub fn about(self, shown: &str) -> Reply {
-        if self.is_of_nobody || matches!(self.code, 451 | 454) {
+        if !matches!(self.code, 450 | 550 | 553) {
             return self.bare();
         }
         let text = format!("{shown}... {}", self.text);

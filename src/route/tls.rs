@@ -72,7 +72,7 @@ impl Demand {
             Lack::Certificate => no_certificate.to_owned(),
             Lack::Bits(bits) => format!("encryption too weak 0 less than {bits}"),
         };
-        Denial::new(self.code, self.status, text).of_nobody()
+        Denial::new(self.code, self.status, text)
     }
 }
 
@@ -160,7 +160,7 @@ impl Router {
         };
         let demand = Demand::parse(&value);
         let is_nothing = |word: &&str| word.eq_ignore_ascii_case(value.trim());
-        if demand.is_none() && !NOTHING.iter().any(|word| is_nothing(word)) {
+        if demand.is_none() && !NOTHING.iter().any(is_nothing) {
             (self.notice)(&format!(
                 "access map: {} value \"{value}\" asks for nothing that is known",
                 tag.text

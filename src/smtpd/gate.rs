@@ -337,12 +337,7 @@ async fn within_limits(backend: &Backend, peer: &Peer) -> Result<(), Denial> {
 }
 
 fn refusal(code: u16, status: Status, text: String) -> Denial {
-    Denial {
-        code,
-        status,
-        text,
-        is_of_nobody: false,
-    }
+    Denial { code, status, text }
 }
 
 /// Connections of each client in the last minute, counted in steps.
