@@ -16,6 +16,7 @@ use diligence::envelope::Recipient;
 use diligence::route::{
     Client, Handover, Hop, NameLookup, Route, Router, RouterParts, Table, Tables, Taken,
 };
+use diligence::status::ExitCode;
 use diligence::users::Users;
 
 const PASSWD: &str = "\
@@ -159,7 +160,6 @@ fn virtual_users_are_verified_and_answered_as_sendmail_does() {
         ("other@virt.test", "User unknown"),
         ("err@virt2.test", "No such user here"),
         ("err5@virt2.test", "Go away"),
-        ("err4@virt2.test", "later"),
         (
             "nomatch+a@virt3.test",
             "deliverable: mailer esmtp, host default.hub.test, user nomatch+a+a@ok.test",
@@ -255,9 +255,8 @@ fn domains_leave_by_the_mailers_of_the_mailertable() {
             "u@localu.test",
             "deliverable: mailer local, host u@localu.test, user bob",
         ),
-        ("u@err.test", "no such domain here"),
+        ("u@err.test", "nohost no such domain here"),
         ("u@err2.test", "Custom text"),
-        ("u@err3.test", "Deferred: later"),
         (
             "u@multi.test",
             "deliverable: mailer esmtp, host mx.dead.test:mx.ok.test, user u@multi.test",
@@ -270,9 +269,171 @@ fn domains_leave_by_the_mailers_of_the_mailertable() {
         let (lines, _) = router.verify_lines(address, false);
         assert_eq!(lines, [format!("{address}... {line}")]);
     }
+    let (lines, code) = router.verify_lines("u@err3.test", false);
+    assert_eq!(
+        lines,
+        [
+            "u@err3.test... later",
+            "u@err3.test... deliverable: mailer *error*, host 4.3.0, user 450 later"
+        ]
+    );
+    assert_eq!(code, ExitCode::Ok);
+    // Refused when it comes, not when it is tried.
+    for (address, reply) in [
+        (
+            "u@err.test",
+            "553 5.3.0 <u@err.test>... nohost no such domain here",
+        ),
+        ("u@err2.test", "550 5.7.1 <u@err2.test>... Custom text"),
+        ("u@err3.test", "450 4.3.0 <u@err3.test>... later"),
+        (
+            "carol@local.test",
+            "550 5.7.1 <carol@local.test>... Relaying denied",
+        ),
+    ] {
+        assert_eq!(answer(&router, address), reply, "{address}");
+    }
     // The operator's mistake is mended while the mail waits.
     assert!(
         matches!(resolve(&router, "u@badmailer.test"), Route::Deferred { text, .. } if text.contains("unknown mailer nosuchmailer"))
+    );
+}
+
+/// What Sendmail 8.17 answered, asked with the same tables.
+#[test]
+fn neighbours_of_the_transcript_are_answered_alike() {
+    let router = router_with(
+        Tables {
+            virtual_users: Some(Table::fixed(
+                "virtusertable",
+                &[
+                    ("plus+*@virt.test", "alice"),
+                    ("plus+x@virt.test", "bob"),
+                    ("plus@virt.test", "carol"),
+                    ("++@virt2.test", "dave"),
+                    ("+*@virt2.test", "erin"),
+                    ("@virt2.test", "alice"),
+                    ("word@virt2.test", "error:nouser 550 5.1.1 quoted codes"),
+                    ("bare@virt2.test", "error:5.1.1:User has gone"),
+                    ("literal@virt2.test", "error:D.S.N:550 literal"),
+                    ("@virt3.test", "%1@only.test"),
+                    ("d1@only.test", "%1-%2-%3@else.test"),
+                    ("d2+*@only.test", "%1-%2-%3@else.test"),
+                    ("d3+*@only.test", "%2@gold.example.test"),
+                    ("bob@only.test", "bob"),
+                    ("info@only.test", "info"),
+                ],
+            )),
+            mailers: Some(Table::fixed(
+                "mailertable",
+                &[
+                    ("here.relayed.test", "local:"),
+                    ("bob.relayed.test", "local:bob"),
+                    ("nobody.relayed.test", "local:nosuch"),
+                    ("list.relayed.test", "local:info"),
+                    ("word.relayed.test", "error:nohost:no such domain here"),
+                ],
+            )),
+            ..Tables::default()
+        },
+        |options| {
+            let file = options.relay_domains.clone();
+            fs::write(file, "relayed.test\n").unwrap();
+        },
+    );
+    for (address, reply) in [
+        ("plus+x@virt.test", "ok"),
+        ("zz+q@virt2.test", "ok"),
+        (
+            "word@virt2.test",
+            "550 5.1.1 <word@virt2.test>... quoted codes",
+        ),
+        (
+            "bare@virt2.test",
+            "553 5.3.0 <bare@virt2.test>... User has gone",
+        ),
+        (
+            "literal@virt2.test",
+            "550 5.0.0 <literal@virt2.test>... literal",
+        ),
+        ("bob@virt3.test", "ok"),
+        ("d3+bob@only.test", "ok"),
+        (
+            "d3+nosuch@only.test",
+            "550 5.1.1 <d3+nosuch@only.test>... User unknown",
+        ),
+        ("info@only.test", "ok"),
+        // A virtual domain, and what is below it, is relayed to.
+        ("unknown@only.test", "ok"),
+        ("unknown@below.only.test", "ok"),
+        (
+            "unknown@only2.test",
+            "550 5.7.1 <unknown@only2.test>... Relaying denied",
+        ),
+        ("bob@here.relayed.test", "ok"),
+        (
+            "nosuch@here.relayed.test",
+            "550 5.1.1 <nosuch@here.relayed.test>... User unknown",
+        ),
+        ("x@bob.relayed.test", "ok"),
+        (
+            "x@nobody.relayed.test",
+            "550 5.1.1 <x@nobody.relayed.test>... User unknown",
+        ),
+        ("x@list.relayed.test", "ok"),
+        (
+            "x@word.relayed.test",
+            "553 5.3.0 <x@word.relayed.test>... no such domain here",
+        ),
+    ] {
+        assert_eq!(answer(&router, address), reply, "{address}");
+    }
+    for (address, user) in [
+        ("plus+x@virt.test", "bob"),
+        ("plus+y@virt.test", "alice"),
+        ("plus+@virt.test", "alice"),
+        ("plus@virt.test", "carol"),
+        ("zz+q@virt2.test", "dave"),
+        ("zz+@virt2.test", "erin"),
+        ("zz@virt2.test", "alice"),
+    ] {
+        assert!(
+            matches!(resolve(&router, address), Route::Local { user: found, .. } if found == user),
+            "{address}"
+        );
+    }
+    for (address, line) in [
+        (
+            "d2+w@only.test",
+            "deliverable: mailer esmtp, host else.test, user d2-w-+w@else.test",
+        ),
+        (
+            "d1+w@only.test",
+            "deliverable: mailer esmtp, host else.test, user d1-w-+w@else.test",
+        ),
+        (
+            "bob@here.relayed.test",
+            "deliverable: mailer local, host bob@here.relayed.test, user bob",
+        ),
+        (
+            "x@bob.relayed.test",
+            "deliverable: mailer local, host x@bob.relayed.test, user bob",
+        ),
+    ] {
+        assert_verified(&router, &[(address, line)]);
+    }
+    // An alias behind a mailertable.
+    let (lines, _) = router.verify_lines("x@list.relayed.test", false);
+    assert_eq!(
+        lines,
+        [
+            "bob... deliverable: mailer local, user bob",
+            "alice... deliverable: mailer local, user alice"
+        ]
+    );
+    assert_eq!(
+        router.verify("bob@here.relayed.test").unwrap().address,
+        "bob@gold.example.test"
     );
 }
 
@@ -292,7 +453,7 @@ fn a_table_that_does_not_answer_defers_and_lets_nobody_through() {
     }
     let reply = answer(&router, "alice@virt.test");
     assert!(reply.starts_with("451 4.3.0"), "{reply}");
-    assert!(answer(&router, "u@ok.test").starts_with("550 5.7.1"));
+    assert!(answer(&router, "u@ok.test").starts_with("451 4.3.0"));
 }
 
 /// The lines of `-bv` are these.
@@ -449,12 +610,13 @@ fn names_of_this_host_go_to_its_hub_after_aliases_or_before() {
 #[test]
 fn who_has_moved_is_told_of() {
     let router = router_with(Tables::default(), |options| options.redirect = true);
-    assert_verified(
-        &router,
-        &[(
-            "bob@new.test.REDIRECT",
-            "User has moved; please try <bob@new.test>",
-        )],
+    // The answer names the new address alone, to anybody.
+    let (lines, code) = router.verify_lines("bob@new.test.REDIRECT", false);
+    assert_eq!(lines, ["User has moved; please try <bob@new.test>"]);
+    assert_eq!(code, ExitCode::NoUser);
+    assert_eq!(
+        answer(&router, "bob@new.test.REDIRECT"),
+        "551 5.1.1 User has moved; please try <bob@new.test>"
     );
     assert!(matches!(resolve(&router, "bob@new.test.redirect"),
         Route::Failed { text, .. } if text == "User has moved; please try <bob@new.test>"));

@@ -44,6 +44,8 @@ impl Site {
             "host_name = \"gold.example.test\"\naccept_unresolvable_domains = true\n{}",
             filled(settings)
         ));
+        let rebuilt = sandbox.run("newaliases", &[], "");
+        assert!(rebuilt.status.success(), "{rebuilt:?}");
         let daemon = Some(sandbox.start());
         Self {
             sandbox,
@@ -211,11 +213,14 @@ fn a_header_alone_is_masqueraded_unless_the_envelope_is_asked_for() {
 fn the_mailertable_chooses_mailer_and_host_and_refuses() {
     let site = Site::start(
         "mailertable = \"text -z; etc/mail/mailertable\"",
-        &[(
-            "mailertable",
-            "ok.test;esmtp:[127.0.0.2]:@PORT@\n.sub.test;relay:[127.0.0.2]:@PORT@\n\
+        &[
+            ("aliases", "both: u@err.test, u@later.test\n"),
+            (
+                "mailertable",
+                "ok.test;esmtp:[127.0.0.2]:@PORT@\n.sub.test;relay:[127.0.0.2]:@PORT@\n\
              err.test;error:5.7.1:550 Not by us\nlater.test;error:4.3.0:450 later\nhere.test;local:\n",
-        )],
+            ),
+        ],
     );
     site.send("s@sender.test", "u@ok.test", "");
     site.send("s@sender.test", "u@a.sub.test", "");
@@ -231,10 +236,23 @@ fn the_mailertable_chooses_mailer_and_host_and_refuses() {
         "stat=Sent",
     ]);
     site.expect_log(&["to=<u@a.sub.test>", "mailer=relay", "stat=Sent"]);
-    site.send("s@sender.test", "u@err.test", "");
-    site.expect_log(&["to=<u@err.test>", "dsn=5.7.1", "stat=Not by us"]);
-    site.send("s@sender.test", "u@later.test", "");
-    site.expect_log(&["to=<u@later.test>", "dsn=4.3.0", "stat=Deferred: later"]);
+    // What it refuses is refused at RCPT; what an alias leads to is, when it is tried.
+    let mut client = site.daemon.as_ref().unwrap().client().unwrap();
+    client.command("MAIL FROM:<s@sender.test>", "250").unwrap();
+    for (address, answer) in [
+        ("u@err.test", "550 5.7.1 <u@err.test>... Not by us"),
+        ("u@later.test", "450 4.3.0 <u@later.test>... later"),
+        (
+            "nosuch@here.test",
+            "550 5.1.1 <nosuch@here.test>... User unknown",
+        ),
+    ] {
+        let reply = client.command(&format!("RCPT TO:<{address}>"), answer);
+        assert!(reply.is_ok(), "{reply:?}");
+    }
+    site.send("s@sender.test", "both", "");
+    site.expect_log(&["u@err.test", "dsn=5.7.1", "stat=Not by us"]);
+    site.expect_log(&["u@later.test", "dsn=4.3.0", "stat=Deferred: later"]);
 }
 
 #[test]

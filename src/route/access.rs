@@ -106,6 +106,7 @@ impl Router {
         let Some(address) = sender.address() else {
             return Ok(Some(Disposition::Accept));
         };
+        let address = &self.sender_meant(address);
         let domain = address.domain().map(Domain::folded);
         if domain.as_deref().is_some_and(is_localhost) && !self.is_own_client(client) {
             let text = "Real domain name required for sender address";
@@ -137,6 +138,15 @@ impl Router {
         }
     }
 
+    /// The sender that `user%host` and `host!user` without a domain mean: `user@host`.
+    #[must_use]
+    pub fn sender_meant(&self, address: &Address) -> Address {
+        match self.place(address) {
+            Place::Elsewhere(meant) if address.domain().is_none() => meant,
+            _ => address.clone(),
+        }
+    }
+
     /// Whether this client may send from this sender to this recipient, and whether a recipient of this host exists.
     ///
     /// # Errors
@@ -150,6 +160,12 @@ impl Router {
         let address = &self
             .canonical(address)
             .map_err(|error| self.access_trouble(&error))?;
+        // What tables refuse comes first, as in Sendmail, which parses an address before it checks it.
+        let placed = match self.placed(address) {
+            Ok(Placed::To(placed)) => placed,
+            Ok(Placed::Refused(refusal)) => return Err(refusal.into_denial()),
+            Err(error) => return Err(self.access_trouble(&error)),
+        };
         let place = self.unfolded(address)?;
         let disposition = match self.recipient_entry(&place, address)? {
             Some(Entry::Reject) => {
@@ -171,43 +187,42 @@ impl Router {
             disposition,
             unless_mx: None,
         };
-        // The domain itself decides on relaying, and then the virtusertable on who it is.
+        // The domain itself decides on relaying, and then the tables on who it is.
         let is_ours = matches!(&place, Place::Here(_))
             || address
                 .domain()
                 .is_some_and(|domain| self.is_virtual(&domain.folded()));
-        let place = match self.placed(address) {
-            Ok(Placed::To(placed)) if is_ours => placed,
-            Ok(Placed::Refused(refusal)) if is_ours => {
-                return Err(Denial::new(refusal.code, refusal.status, refusal.text));
-            }
-            Ok(Placed::To(_) | Placed::Refused(_)) => place,
-            Err(error) => return Err(self.access_trouble(&error)),
+        if let (Place::Elsewhere(remote), false) = (&place, is_ours) {
+            check.unless_mx = self.check_relaying(remote, sender, client)?;
+        }
+        let Place::Here(local) = placed else {
+            return Ok(check);
         };
-        let remote = match place {
-            Place::Here(local) => {
-                return match self.is_known(&local) {
-                    Ok(true) => Ok(check),
-                    Ok(false) => Err(Denial::new(550, Status::NO_USER, UNKNOWN_TEXT)),
-                    Err(error) => Err(self.access_trouble(&error)),
-                };
-            }
-            Place::Elsewhere(_) if is_ours => return Ok(check),
-            Place::Elsewhere(remote) => remote,
-        };
+        match self.is_known(&local) {
+            Ok(true) => Ok(check),
+            Ok(false) => Err(Denial::new(550, Status::NO_USER, UNKNOWN_TEXT)),
+            Err(error) => Err(self.access_trouble(&error)),
+        }
+    }
+
+    /// Whether mail for another host's address is relayed. Where only DNS knows: unless this host is a mail exchanger of
+    /// this domain it is refused so.
+    fn check_relaying(
+        &self,
+        remote: &Address,
+        sender: &ReversePath,
+        client: &Client,
+    ) -> Result<Option<(Domain, Denial)>, Denial> {
         if self.options.relay.promiscuous
-            || self.is_relayed_to(&remote)?
+            || self.is_relayed_to(remote)?
             || self.may_relay(client)?
             || self.is_relayed_from(sender)?
         {
-            return Ok(check);
+            return Ok(None);
         }
         let denied = self.relaying_denied(client);
         match remote.domain() {
-            Some(domain) if self.options.relay.based_on_mx => {
-                check.unless_mx = Some((domain.clone(), denied));
-                Ok(check)
-            }
+            Some(domain) if self.options.relay.based_on_mx => Ok(Some((domain.clone(), denied))),
             _ => Err(denied),
         }
     }
@@ -412,11 +427,14 @@ impl Router {
     /// Whether class R, or this host's own domain, has a name.
     fn is_relay_host(&self, folded: &str) -> bool {
         let relay = &self.options.relay;
-        if relay.hosts_only {
-            if self.relay_domains.contains(folded) {
-                return true;
-            }
-        } else if self.relay_domains.contains_domain(folded) {
+        // Virtual domains belong to class R, as in Sendmail.
+        let is_in_class = if relay.hosts_only {
+            self.relay_domains.contains(folded) || self.virtual_domains.contains(folded)
+        } else {
+            self.relay_domains.contains_domain(folded)
+                || self.virtual_domains.contains_domain(folded)
+        };
+        if is_in_class {
             return true;
         }
         let own = self

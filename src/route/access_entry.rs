@@ -8,6 +8,7 @@
 
 use std::net::IpAddr;
 
+use super::refusal::dotted;
 use crate::address::{Address, Domain};
 use crate::status::{Reply, Status};
 
@@ -80,17 +81,21 @@ impl Denial {
         refusal
     }
 
+    /// Whether the address is said with it: with the codes that are about mailboxes, as in Sendmail.
+    pub(super) const fn names_address(&self) -> bool {
+        matches!(self.code, 450 | 550 | 553)
+    }
+
     /// The answer that names nobody.
     #[must_use]
     pub fn bare(self) -> Reply {
         Reply::new(self.code, self.status, self.text)
     }
 
-    /// The answer about an address, shown as the client wrote it: with the codes that are about mailboxes, as Sendmail
-    /// does.
+    /// The answer about an address, shown as the client wrote it.
     #[must_use]
     pub fn about(self, shown: &str) -> Reply {
-        if !matches!(self.code, 450 | 550 | 553) {
+        if !self.names_address() {
             return self.bare();
         }
         let text = format!("{shown}... {}", self.text);
@@ -136,34 +141,36 @@ fn after<'v>(value: &'v str, word: &str) -> Option<&'v str> {
     head.eq_ignore_ascii_case(word).then(|| rest.trim())
 }
 
-/// `[ERROR:][d.s.n:][ccc [d.s.n]] text`, the rest in quotes or not.
+/// `[ERROR:[d.s.n:]][ccc [d.s.n]] text`, the rest in quotes or not.
 fn error(value: &str) -> Denial {
-    let rest = after(value, "ERROR:").unwrap_or(value);
-    // `d.s.n:` before the reply; what is no status code is left out.
-    let (status, rest) = match rest.split_once(':') {
-        Some((head, rest)) if !head.contains([' ', '"']) => (Status::parse(head), rest),
-        _ => (None, rest),
+    let (status, text) = match after(value, "ERROR:") {
+        Some(rest) => match dotted(rest) {
+            Some((at, text)) => (Status::parse(at), text),
+            None => (None, rest),
+        },
+        None => (None, value),
     };
-    let rest = rest.trim().trim_matches('"');
-    let (head, tail) = rest.split_once(' ').unwrap_or((rest, ""));
-    let code = head
-        .parse::<u16>()
-        .ok()
-        .filter(|code| head.len() == 3 && (400..600).contains(code));
-    let Some(code) = code else {
-        // The two codes must not contradict each other.
-        let status = status.filter(|status| status.class == 5);
-        return Denial::new(553, status.unwrap_or(Status::new(5, 3, 0)), rest);
-    };
-    let (status, text) = match (status, tail.split_once(' ')) {
-        (None, Some((head, text))) if Status::parse(head).is_some() => (Status::parse(head), text),
-        (status, _) => (status, tail),
-    };
+    let text = text.trim().trim_matches('"');
+    codes(text, status).unwrap_or_else(|| Denial::new(553, Status::new(5, 3, 0), text))
+}
+
+/// The reply that a text with codes of its own is: `ccc [d.s.n] text`. Where it has no enhanced code, `status` counts; one
+/// that contradicts the reply's does not. `None` if the text has no code, or is nothing else.
+pub(super) fn codes(text: &str, status: Option<Status>) -> Option<Denial> {
+    let (head, tail) = text.split_once(' ')?;
+    let code = head.parse::<u16>().ok()?;
+    let tail = tail.trim_start();
+    if head.len() != 3 || !(400..600).contains(&code) || tail.is_empty() {
+        return None;
+    }
     let class = if code < 500 { 4 } else { 5 };
-    let status = status
-        .filter(|status| status.class == class)
-        .unwrap_or(Status::new(class, 0, 0));
-    Denial::new(code, status, text)
+    let (own, text) = match tail.split_once(' ') {
+        Some((own, text)) if Status::parse(own).is_some() => (Status::parse(own), text),
+        _ => (None, tail),
+    };
+    let status = own.or(status).filter(|status| status.class == class);
+    let status = status.unwrap_or(Status::new(class, 0, 0));
+    Some(Denial::new(code, status, text))
 }
 
 /// What an entry with a number of milliseconds, connections or the like says: blanks and a unit are no number.
@@ -269,7 +276,7 @@ mod tests {
                 "QUARANTINE:looks like spam",
                 "Quarantine(\"looks like spam\")",
             ),
-            ("QUARANTINE:", "553 5.3.0 <x>... "),
+            ("QUARANTINE:", "553 5.3.0 <x>... QUARANTINE:"),
             ("JUNKACTION", "553 5.3.0 <x>... JUNKACTION"),
             (
                 "550 plain number text",
@@ -281,6 +288,14 @@ mod tests {
             ("ERROR:5.7.1:550 go away", "550 5.7.1 <x>... go away"),
             ("ERROR:D.S.N:550 literal", "550 5.0.0 <x>... literal"),
             ("ERROR:4.7.1:451 later", "451 4.7.1 later"),
+            ("ERROR:5.7.1:just text", "553 5.3.0 <x>... just text"),
+            ("ERROR:5.7.1:550 5.1.1 two", "550 5.1.1 <x>... two"),
+            ("5.7.1:550 no word", "553 5.3.0 <x>... 5.7.1:550 no word"),
+            ("DISCARD:something", "553 5.3.0 <x>... DISCARD:something"),
+            ("554", "553 5.3.0 <x>... 554"),
+            ("551 5.7.1 moved", "551 5.7.1 moved"),
+            ("503 5.7.1 order", "503 5.7.1 order"),
+            ("552 5.7.1 full", "552 5.7.1 full"),
             ("ERROR:4.2.1:550 mixed", "550 5.0.0 <x>... mixed"),
             ("error:4.7.1:\"450 later\"", "450 4.7.1 <x>... later"),
         ] {

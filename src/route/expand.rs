@@ -81,6 +81,8 @@ pub(super) struct End {
     pub(super) origin: Option<Origin>,
     /// Why it leads nowhere, where that is known: a list that can't be opened.
     pub(super) failure: Option<String>,
+    /// The address that a table gave to this user of this host.
+    pub(super) via: Option<String>,
 }
 
 impl End {
@@ -93,6 +95,7 @@ impl End {
             sender: None,
             origin: None,
             failure: None,
+            via: None,
         }
     }
 
@@ -578,6 +581,7 @@ impl<'r> Walk<'r> {
             sender: self.sender.clone(),
             origin: self.origin.clone(),
             failure,
+            via: None,
         });
         Ok(())
     }

@@ -18,6 +18,7 @@ mod expand;
 mod forward;
 mod hub;
 mod masquerade;
+mod refusal;
 mod resolve;
 mod rewrite;
 mod shells;
@@ -230,21 +231,16 @@ impl RouterParts {
             .iter()
             .map(|text| of(text, Definition::parse_alias(text)))
             .collect::<Result<_, _>>()?;
-        let by_name = |text: &Option<String>| match text {
-            Some(text) => of(text, Definition::parse(text)).map(Some),
-            None => Ok(None),
-        };
-        let waits = |text: &String| {
+        let by_name = |text: &Option<String>| {
+            let Some(text) = text else {
+                return Ok(None);
+            };
             let definition = Definition::parse(text);
-            !definition.is_ok_and(|definition| definition.class.is_of_a_file())
+            let is_of_a_file = |d: &Definition| d.class.is_of_a_file();
+            let waits = !definition.as_ref().is_ok_and(is_of_a_file);
+            let table = of(text, definition)?;
+            Ok(Some(if waits { table.that_waits() } else { table }))
         };
-        let access = by_name(&options.access_db)?.map(|table| {
-            if options.access_db.as_ref().is_some_and(waits) {
-                table.that_waits()
-            } else {
-                table
-            }
-        });
         let tables = Tables {
             virtual_users: by_name(&options.virtusertable)?,
             mailers: by_name(&options.mailertable)?,
@@ -257,7 +253,7 @@ impl RouterParts {
             addresses,
             users,
             aliases,
-            access,
+            access: by_name(&options.access_db)?,
             tables,
             notice,
         })
@@ -405,6 +401,19 @@ impl Router {
         address
             .domain()
             .is_none_or(|domain| self.is_own_domain(domain))
+    }
+
+    /// Whether looking a recipient up may wait for another host or program: the user database and some maps do.
+    #[must_use]
+    pub fn recipient_waits(&self, address: &Address) -> bool {
+        let tables = [&self.tables.virtual_users, &self.tables.domains];
+        // A mailertable may name users of this host.
+        self.is_local(address)
+            || self.tables.mailers.is_some()
+            || address
+                .domain()
+                .is_some_and(|domain| self.is_virtual(&domain.folded()))
+            || tables.into_iter().flatten().any(Table::waits)
     }
 
     fn is_own_domain(&self, domain: &Domain) -> bool {

@@ -1,12 +1,15 @@
 //! virtusertable, mailertable and domaintable: addresses and domains that the operator sends elsewhere.
 //!
-//! A domaintable gives domains other names before anything else looks at an address. //! A virtusertable maps addresses of this host's domains, and of those of `virtuser_domain_file`, to others, again and
-//! again until none matches; a mailertable maps domains of other hosts to a mailer and its hosts. Both may answer with an error.
+//! A domaintable gives domains other names before anything else looks at an address. A virtusertable maps addresses of
+//! this host's domains, and of those of `virtuser_domain`, to others, again and again until none matches; a mailertable
+//! maps domains of other hosts to a mailer and its hosts, also to `local`, whose users and aliases are then looked up.
+//! Both may answer with an error.
 //! Guarantees: a lookup that did not work is trouble of ours, never "no such user" (I9). Blocks: as the maps do.
 //! Limits: [`VIRTUAL_STEPS_MAX`]. Sources: cf/README of Sendmail, MAPS.md section 11, transcript 51.
 
 #![deny(clippy::indexing_slicing)]
 
+use super::refusal::Refusal;
 use super::resolve::Place;
 use super::target::Target;
 use super::{Hop, Route, RouteError, Router};
@@ -16,102 +19,11 @@ use crate::status::Status;
 /// How often an address is mapped again. Source: Sendmail's MAXRULERECURSION.
 const VIRTUAL_STEPS_MAX: usize = 50;
 
-/// An answer that a table gives instead of a recipient: `error:5.7.1:550 text`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Refusal {
-    /// SMTP reply code.
-    pub(super) code: u16,
-    pub(super) status: Status,
-    pub(super) text: String,
-}
-
 /// Where an address leads once tables were asked.
 pub(super) enum Placed {
     /// A mailbox name of this host, another host's address.
     To(Place),
     Refused(Refusal),
-}
-
-impl Refusal {
-    /// Reads what follows `error:`. Without codes of its own, a word stands for them, as in Sendmail.
-    pub(super) fn parse(text: &str) -> Self {
-        let text = text.trim();
-        let (status, rest) = match text.split_once(':') {
-            Some((status, rest)) => match Status::parse(status.trim()) {
-                Some(status) => (Some(status), rest.trim()),
-                None => (None, text),
-            },
-            None => (None, text),
-        };
-        let rest = rest.trim_matches('"');
-        let (word, message) = rest.split_once(' ').unwrap_or((rest, ""));
-        let code = word
-            .parse::<u16>()
-            .ok()
-            .filter(|code| (400..600).contains(code));
-        if let Some(code) = code {
-            let class = if code < 500 { 4 } else { 5 };
-            return Self {
-                code,
-                status: status.unwrap_or(Status::new(class, 0, 0)),
-                text: message.trim().to_owned(),
-            };
-        }
-        if let Some(status) = status {
-            let code = if status.class == 4 { 450 } else { 550 };
-            return Self {
-                code,
-                status,
-                text: rest.to_owned(),
-            };
-        }
-        // Names of sysexits(3) for what there is no code for.
-        let (code, status) = match word.to_ascii_lowercase().as_str() {
-            "tempfail" => (450, Status::new(4, 0, 0)),
-            "nohost" => (550, Status::new(5, 1, 2)),
-            "protocol" => (554, Status::new(5, 5, 0)),
-            "unavailable" => (554, Status::new(5, 0, 0)),
-            "config" => (554, Status::new(5, 3, 5)),
-            "usage" => (501, Status::new(5, 5, 4)),
-            _ => (553, Status::new(5, 3, 0)),
-        };
-        let is_word = [
-            "nouser",
-            "nohost",
-            "tempfail",
-            "protocol",
-            "unavailable",
-            "config",
-            "usage",
-        ]
-        .contains(&word.to_ascii_lowercase().as_str());
-        let text = if is_word { message } else { rest };
-        Self {
-            code,
-            status,
-            text: if text.is_empty() {
-                "User unknown"
-            } else {
-                text
-            }
-            .to_owned(),
-        }
-    }
-
-    /// As an outcome of routing.
-    pub(super) fn into_route(self) -> Route {
-        if self.code < 500 {
-            Route::Deferred {
-                status: self.status,
-                text: self.text,
-            }
-        } else {
-            Route::Failed {
-                status: self.status,
-                text: self.text,
-            }
-        }
-    }
 }
 
 impl Router {
@@ -125,10 +37,10 @@ impl Router {
             }
             let place = self.place(&address);
             let Some(value) = self.virtual_value(&address)? else {
-                return Ok(Placed::To(place));
+                return self.placed_by_domain(place);
             };
             if let Some(error) = strip_word(&value, "error:") {
-                return Ok(Placed::Refused(Refusal::parse(error)));
+                return Ok(Placed::Refused(Refusal::of_virtual_user(error)));
             }
             match Target::parse(&value) {
                 // A name without a domain is a mailbox or an alias of this host.
@@ -144,11 +56,34 @@ impl Router {
                 }
             }
         }
-        Ok(Placed::Refused(Refusal {
-            code: 554,
-            status: Status::new(5, 0, 0),
-            text: format!("virtusertable: excessive recursion (max {VIRTUAL_STEPS_MAX})"),
+        Ok(Placed::Refused(Refusal::new(
+            554,
+            Status::new(5, 0, 0),
+            format!("virtusertable: excessive recursion (max {VIRTUAL_STEPS_MAX})"),
+        )))
+    }
+
+    /// The same once the mailertable is asked for another host's domain.
+    fn placed_by_domain(&self, place: Place) -> Result<Placed, RouteError> {
+        let Place::Elsewhere(address) = &place else {
+            return Ok(Placed::To(place));
+        };
+        let Some(value) = self.mailertable_value(address)? else {
+            return Ok(Placed::To(place));
+        };
+        if let Some(error) = strip_word(&value, "error:") {
+            return Ok(Placed::Refused(Refusal::of_mailer(error)));
+        }
+        Ok(Placed::To(match local_user(&value, address) {
+            Some(user) => Place::Here(user),
+            None => place,
         }))
+    }
+
+    /// The user of this host that the mailertable gives another host's address to.
+    pub(super) fn user_by_domain(&self, address: &Address) -> Result<Option<String>, RouteError> {
+        let value = self.mailertable_value(address)?;
+        Ok(value.and_then(|value| local_user(&value, address)))
     }
 
     /// An address with the domain that the domaintable has for its own.
@@ -172,10 +107,9 @@ impl Router {
     pub(super) fn redirected(&self, address: &Address) -> Option<Refusal> {
         let folded = address.domain()?.folded();
         let now_at = folded.strip_suffix(".redirect")?;
-        self.options.redirect.then(|| Refusal {
-            code: 551,
-            status: Status::NO_USER,
-            text: format!("User has moved; please try <{}@{now_at}>", address.local()),
+        self.options.redirect.then(|| {
+            let text = format!("User has moved; please try <{}@{now_at}>", address.local());
+            Refusal::new(551, Status::NO_USER, text)
         })
     }
 
@@ -230,6 +164,14 @@ impl Router {
 
     /// What the mailertable says of another host's address. `None`: nothing.
     pub(super) fn by_mailertable(&self, address: &Address) -> Result<Option<Route>, RouteError> {
+        let value = self.mailertable_value(address)?;
+        value
+            .map(|value| self.by_triple(&value, address, "mailertable"))
+            .transpose()
+    }
+
+    /// The mailertable's value for a domain, its `%1` filled in with what a key for a larger domain left over.
+    fn mailertable_value(&self, address: &Address) -> Result<Option<String>, RouteError> {
         let (Some(table), Some(domain)) = (&self.tables.mailers, address.domain()) else {
             return Ok(None);
         };
@@ -251,8 +193,7 @@ impl Router {
         let Some((value, cut)) = found else {
             return Ok(None);
         };
-        let value = filled(&value, &[&cut]);
-        self.by_triple(&value, address, "mailertable").map(Some)
+        Ok(Some(filled(&value, &[&cut]).trim().to_owned()))
     }
 
     /// The route that `MAILER:HOST` means for an address; a host alone is the mailer relay's.
@@ -264,7 +205,7 @@ impl Router {
     ) -> Result<Route, RouteError> {
         let value = value.trim();
         if let Some(error) = strip_word(value, "error:") {
-            return Ok(Refusal::parse(error).into_route());
+            return Ok(Refusal::of_mailer(error).into_route());
         }
         let trouble = |detail: String| RouteError::Lookup {
             table: table.to_owned(),
@@ -275,8 +216,10 @@ impl Router {
             _ => ("relay", value),
         };
         Ok(match mailer {
-            "local" if host.is_empty() => self.mailbox_route(&address.local_unquoted())?,
-            "local" => self.mailbox_route(host.split('@').next().unwrap_or(host))?,
+            "local" => {
+                let user = local_user(value, address);
+                self.mailbox_route(&user.unwrap_or_else(|| address.local_unquoted()))?
+            }
             name @ ("esmtp" | "smtp" | "smtp8" | "dsmtp" | "relay") => Route::Smtp {
                 is_relay: name == "relay",
                 hop: hops(host)
@@ -293,6 +236,15 @@ impl Router {
             name => return Err(trouble(format!("unknown mailer {name} for {address}"))),
         })
     }
+}
+
+/// The user that `local:USER` means for an address; `local:` alone keeps its own.
+fn local_user(value: &str, address: &Address) -> Option<String> {
+    let user = strip_word(value.trim(), "local:")?.trim();
+    Some(match user.split('@').next() {
+        Some("") | None => address.local_unquoted(),
+        Some(user) => user.to_owned(),
+    })
 }
 
 /// Hosts separated by colons, in the order in which they are tried; a number is the port of the one before.
@@ -394,36 +346,6 @@ pub(super) fn filled(value: &str, arguments: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn errors_have_codes_statuses_or_words() {
-        for (text, code, status, message) in [
-            ("5.7.0:550 Go away", 550, Status::new(5, 7, 0), "Go away"),
-            ("4.2.1:450 later", 450, Status::new(4, 2, 1), "later"),
-            (
-                "nouser No such user here",
-                553,
-                Status::new(5, 3, 0),
-                "No such user here",
-            ),
-            (
-                "nohost no such domain here",
-                550,
-                Status::new(5, 1, 2),
-                "no such domain here",
-            ),
-            ("550 plain", 550, Status::new(5, 0, 0), "plain"),
-            ("tempfail", 450, Status::new(4, 0, 0), "User unknown"),
-            ("5.1.1:\"550 quoted\"", 550, Status::new(5, 1, 1), "quoted"),
-        ] {
-            let refusal = Refusal::parse(text);
-            assert_eq!(
-                (refusal.code, refusal.status, refusal.text.as_str()),
-                (code, status, message),
-                "{text}"
-            );
-        }
-    }
 
     #[test]
     fn arguments_are_filled_in() {

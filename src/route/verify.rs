@@ -30,10 +30,7 @@ impl Router {
             .map_err(|error| self.lookup_trouble(&error))?
         {
             Placed::To(place) => place,
-            Placed::Refused(refusal) => {
-                let text = format!("{text}... {}", refusal.text);
-                return Err(Reply::new(refusal.code, refusal.status, text));
-            }
+            Placed::Refused(refusal) => return Err(refusal.into_denial().about(text)),
         };
         match place {
             Place::Elsewhere(address) => Ok(Verified {
@@ -69,10 +66,7 @@ impl Router {
         {
             Placed::To(Place::Elsewhere(address)) => return Ok(vec![format!("<{address}>")]),
             Placed::To(Place::Here(local)) => local,
-            Placed::Refused(refusal) => {
-                let text = format!("{text}... {}", refusal.text);
-                return Err(Reply::new(refusal.code, refusal.status, text));
-            }
+            Placed::Refused(refusal) => return Err(refusal.into_denial().about(text)),
         };
         let wrap = |error: RouteError| self.lookup_trouble(&error);
         let Some(ends) = self
@@ -169,14 +163,18 @@ impl Router {
             _ => None,
         };
         if let Some(Placed::Refused(refusal)) = placed {
-            lines.push(format!("{text}... {}", refusal.text));
-            *code = if refusal.code < 500 {
-                ExitCode::TempFail
-            } else {
-                ExitCode::NoUser
-            };
+            lines.push(refusal.line(text));
+            lines.extend(
+                refusal
+                    .deliverable()
+                    .map(|what| format!("{text}... {what}")),
+            );
+            if refusal.exit_code() != ExitCode::Ok {
+                *code = refusal.exit_code();
+            }
             return;
         }
+        let mut via = None;
         if let Some(Placed::To(Place::Elsewhere(address))) = placed {
             target = Target::Address(address);
         } else if let Some(Placed::To(Place::Here(local))) = placed {
@@ -192,6 +190,7 @@ impl Router {
                 return self.verify_end(&End::of(target, text), lines, code);
             }
             if !is_as_written {
+                via = self.handed_here(&target);
                 target = Target::Address(Address::from_parts(quote_local(&local), None));
             }
             let steps = if is_verbose {
@@ -210,7 +209,11 @@ impl Router {
             }
         }
         if taken.take(self.key(&target)) {
-            self.verify_end(&End::of(target, text), lines, code);
+            let end = End {
+                via,
+                ..End::of(target, text)
+            };
+            self.verify_end(&end, lines, code);
         } else if is_verbose {
             lines.push(format!("{text}... duplicate suppressed"));
         }
@@ -275,7 +278,12 @@ impl Router {
                 format!("{text}... deliverable: mailer local, user {name}")
             }
             Ok(Route::Local { user, detail }) => {
-                let host = self.sent_from(target).or(detail).filter(|d| !d.is_empty());
+                let host = end
+                    .via
+                    .clone()
+                    .or_else(|| self.sent_from(target))
+                    .or(detail);
+                let host = host.filter(|host| !host.is_empty());
                 let host = host.map_or(String::new(), |detail| format!(" host {detail},"));
                 format!("{text}... deliverable: mailer local,{host} user {user}")
             }
@@ -333,6 +341,21 @@ impl Router {
             }
         };
         lines.push(line);
+    }
+
+    /// Another host's address that the mailertable gives to a user of this host, as the host of the mailer `local`.
+    fn handed_here(&self, target: &Target) -> Option<String> {
+        let Target::Address(address) = target else {
+            return None;
+        };
+        let address = self.canonical(address).ok()?;
+        match self.place(&address) {
+            Place::Elsewhere(address) => {
+                let user = self.user_by_domain(&address).ok()?;
+                user.map(|_| address.to_string())
+            }
+            Place::Here(_) => None,
+        }
     }
 
     /// What a table that gives an address to a user of this host was asked for, as the host of the mailer `local`.

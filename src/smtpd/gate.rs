@@ -107,8 +107,7 @@ impl Gate {
         let check = {
             let (whom, from, client) = (address.clone(), sender.clone(), client.clone());
             let look_up = move |router: &Router| router.check_recipient(&whom, &from, &client);
-            // Only names of this host need the user database, which may ask the network.
-            if backend.router.is_local(address) {
+            if backend.router.recipient_waits(address) {
                 ask_blocking(backend, look_up).await?
             } else {
                 ask(backend, look_up).await?
@@ -171,6 +170,7 @@ async fn check_sender(
     let (Some(address), Some(resolver)) = (path.address(), &backend.resolver) else {
         return Ok(Disposition::Accept);
     };
+    let address = backend.router.sender_meant(address);
     let Some(domain) = address.domain() else {
         return Ok(Disposition::Accept);
     };
