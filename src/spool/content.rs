@@ -124,8 +124,8 @@ pub(super) fn records(
         hold = relocation.hold;
         relocated = relocation.recipients;
     }
-    for place in &entry.expansions {
-        expansions.push(read(Kind::Expansion, *place)?);
+    for expansion in &entry.expansions {
+        expansions.push(read(Kind::Expansion, expansion.place)?);
     }
     if let Some(place) = entry.hold {
         hold = Some(read(Kind::Hold, place)?);

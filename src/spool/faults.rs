@@ -47,6 +47,8 @@ pub(super) enum Fault {
     VoidFromTorn,
     /// A last batch that is not proven counts without being written again.
     NoRewrite,
+    /// An expansion that is written again at a start is still looked for at its old place.
+    OldPlaceKept,
     /// A failure is recorded in another batch than its report.
     ReportApart,
     /// A drop file is removed before its message is committed.
@@ -74,6 +76,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault::CheckpointBeforeSync,
     Fault::VoidFromTorn,
     Fault::NoRewrite,
+    Fault::OldPlaceKept,
     Fault::ReportApart,
     Fault::DropRemovedFirst,
     Fault::DropRemovalUnsynced,

@@ -4,10 +4,11 @@
 //! A state that is equal to one recovered before, with the outside knowing the same, is counted but not recovered again.
 //! Of the states, some are also recovered without the newest checkpoint, without any, with a second cut in the recovery
 //! itself, or worked on and cut again; each of these counts as a state of its own, as it is another disk. Before all of
-//! them the process alone dies, and the power goes after the next one's start.
+//! them the process alone dies, and the power goes after the next one's start, or after it has worked on.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::super::drop_file;
 use super::super::sim_storage::SimStorage;
@@ -21,6 +22,9 @@ use crate::clock::ManualClock;
 
 /// One in so many states is examined further in each of these ways.
 const SHARE: usize = 8;
+
+/// After this time a checkpoint is due whatever was written.
+const CHECKPOINT_AGE: Duration = Duration::from_secs(61);
 
 /// When the process that works on begins: in a second in which no other has given out ids.
 const LATER_MS: u64 = START_MS + 8_640_007_000;
@@ -300,6 +304,41 @@ impl Hunt {
             if again.spool.ids() != found.spool.ids() {
                 return Err("what was shown after a kill is gone after a power cut".into());
             }
+        }
+        if self.figures.cuts % SHARE as u64 == 0 {
+            self.examine_work_after_kill(&storage.kill(), &model, &mut rng)?;
+        }
+        Ok(())
+    }
+
+    /// The next process works on what was written and not synced, writes a checkpoint, and the power goes.
+    fn examine_work_after_kill(
+        &mut self,
+        killed: &SimStorage,
+        model: &Model,
+        rng: &mut Rng,
+    ) -> Result<(), String> {
+        let outside = SharedOutside::default();
+        look(&outside).change(|new| *new = model.clone());
+        self.figures.recoveries += 1;
+        let mut world = World::open(killed, self.seed, &outside, LATER_MS)
+            .map_err(|e| format!("does not open after a kill: {e}"))?;
+        world.rng = Rng(rng.next());
+        drop_file::settle_in(&world.spool, &killed.drops()).map_err(|e| e.to_string())?;
+        for _ in 0..rng.below(4) {
+            if world.act().is_none() {
+                break;
+            }
+        }
+        while world.writer.step() == Step::Worked {}
+        world.clock.advance(CHECKPOINT_AGE);
+        world.spool.keep();
+        let model = look(&outside).look();
+        let moment = Moment::of(killed, None);
+        for choice in [moment.nothing(), moment.random(rng)] {
+            self.figures.states += 1;
+            let crashed = moment.crash(&choice);
+            self.open_and_check(&crashed, &model, "after kill, work and cut")?;
         }
         Ok(())
     }

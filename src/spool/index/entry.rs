@@ -28,6 +28,24 @@ impl Place {
     }
 }
 
+/// Where an Expansion lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) struct ExpansionPlace {
+    pub(in super::super) place: Place,
+    /// Its first child, by which it is told from the others when a start writes it again; 0 in one from a checkpoint,
+    /// which covers only what is durable and is not written again.
+    pub(super) first_child: u32,
+}
+
+impl From<Place> for ExpansionPlace {
+    fn from(place: Place) -> Self {
+        Self {
+            place,
+            first_child: 0,
+        }
+    }
+}
+
 /// Where the last outcome of a pending recipient is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in super::super) enum Last {
@@ -83,7 +101,7 @@ pub(in super::super) struct Entry {
     pub(in super::super) has_warned: bool,
     pub(in super::super) recipients: Vec<RecipientEntry>,
     /// Expansions since the last Relocation.
-    pub(in super::super) expansions: Vec<Place>,
+    pub(in super::super) expansions: Vec<ExpansionPlace>,
     /// The last Hold since the last Relocation.
     pub(in super::super) hold: Option<Place>,
 }
@@ -96,7 +114,8 @@ impl Entry {
             && self
                 .expansions
                 .iter()
-                .chain(&self.hold)
+                .map(|expansion| expansion.place)
+                .chain(self.hold)
                 .all(|place| place.segment != segment)
     }
 
@@ -111,7 +130,7 @@ impl Entry {
         .chain(
             self.expansions
                 .iter()
-                .copied()
+                .map(|expansion| expansion.place)
                 .chain(self.hold)
                 .chain(lasts)
                 .map(|place| (place.segment, place.bytes())),
@@ -207,7 +226,7 @@ impl PackedRecipient {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(in super::super) struct Extra {
     pub(super) recipients: Vec<PackedRecipient>,
-    pub(super) expansions: Vec<Place>,
+    pub(super) expansions: Vec<ExpansionPlace>,
     pub(super) hold: Option<Place>,
     pub(super) elsewhere: Vec<(SegmentNumber, u64)>,
 }
@@ -294,8 +313,8 @@ impl Packed {
             recipient.put(out);
         }
         out.extend_from_slice(&count(extra.expansions.len()));
-        for place in &extra.expansions {
-            put_place(out, *place);
+        for expansion in &extra.expansions {
+            put_place(out, expansion.place);
         }
         out.push(u8::from(extra.hold.is_some()));
         if let Some(place) = extra.hold {
@@ -338,7 +357,7 @@ impl Packed {
             extra.recipients.push(PackedRecipient::take(from)?);
         }
         for _ in 0..from.u32()? {
-            extra.expansions.push(take_place(from)?);
+            extra.expansions.push(take_place(from)?.into());
         }
         extra.hold = match from.u8()? {
             0 => None,
@@ -493,7 +512,7 @@ mod tests {
             last: Last::Relocated,
         });
         second.recipients.push(RecipientEntry::NEW);
-        second.expansions = vec![place];
+        second.expansions = vec![place.into()];
         second.hold = Some(place);
         second.elsewhere = vec![(3, 800), (9, 16)];
         second.is_held = false;
