@@ -130,10 +130,18 @@ impl Keeper {
             .make_ready(lsn, batch, inner.clock.unix_ms(), SPARES_MIN)?;
         let least = inner.options.free_bytes_min;
         if least > 0 {
-            let free = inner
-                .storage
-                .free_bytes()
-                .map_err(|e| SpoolError::io("statvfs", ".", e))?;
+            let free_bytes = || {
+                let free = inner.storage.free_bytes();
+                free.map_err(|e| SpoolError::io("statvfs", ".", e))
+            };
+            let mut free = free_bytes()?;
+            // Nobody is refused, and no mailbox goes without room, for spares that only save time.
+            while free < least
+                && inner.segments.spares_left() > SPARES_MIN
+                && inner.segments.give_up_spare()?
+            {
+                free = free_bytes()?;
+            }
             if free < least {
                 return Err(SpoolError::Full(format!(
                     "{free} bytes free, {least} are to stay free"

@@ -248,3 +248,47 @@ fn a_message_that_is_deferred_again_and_again_is_moved_once() {
     assert_eq!(last.text, "tried 11 times");
     assert_eq!(message.due_unix_ms, 1_795_367_807_000 + 700_000);
 }
+
+#[test]
+fn spares_are_given_up_before_anybody_is_refused_for_want_of_room() {
+    let storage = SimStorage::new(1);
+    let least = 96 << 10;
+    let options = SpoolOptions {
+        free_bytes_min: least,
+        ..options()
+    };
+    let (spool, mut writer, clock) = open(&storage, options);
+    for id in traffic(&spool, &mut writer, 400).iter().map(|(id, _)| *id) {
+        let ticket = spool.remove(id).unwrap();
+        writer.step();
+        ticket.wait().unwrap();
+    }
+    for _ in 0..3 {
+        clock.advance(Duration::from_secs(61));
+        settle(&spool, &mut writer);
+    }
+    let spares = || {
+        let names = storage.list().unwrap();
+        names
+            .iter()
+            .filter(|name| name.starts_with("spare-"))
+            .count()
+    };
+    let before = spares();
+    assert!(before > 4, "{before} spares");
+    // Somebody else's files fill the disk.
+    storage.set_free_bytes(4096);
+    spool.keep();
+    assert!(spool.accepting().is_ok(), "{:?}", spool.accepting());
+    assert_eq!(spares(), before - 2, "as many as it takes, no more");
+    // Again and again: those that let the queue drain stay, and mail is refused.
+    for _ in 0..20 {
+        storage.set_free_bytes(4096);
+        spool.keep();
+    }
+    assert!(matches!(spool.accepting(), Err(SpoolError::Full(_))));
+    assert_eq!(spares(), 2);
+    storage.set_free_bytes(1 << 30);
+    spool.keep();
+    assert!(spool.accepting().is_ok());
+}

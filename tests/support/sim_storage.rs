@@ -388,10 +388,10 @@ impl Storage for SimStorage {
         let mut disk = self.shared.change();
         disk.call(Call::Unlink)?;
         let folder = &mut disk.folders[self.folder];
-        if !folder.names.contains_key(name) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
+        let inode = *folder.names.get(name).ok_or(io::ErrorKind::NotFound)?;
         folder.change(NameChange::Unlink(name.to_owned()));
+        let len = disk.inode(inode)?.written.len() as u64;
+        disk.free_bytes = disk.free_bytes.saturating_add(len);
         Ok(())
     }
 
