@@ -11,6 +11,8 @@
 
 mod bulk;
 mod hosts;
+#[cfg(test)]
+mod power_cut_tests;
 mod report;
 pub mod retry;
 mod runner;

@@ -41,6 +41,9 @@ pub use lease::Lease;
 pub use options::SpoolOptions;
 pub use transaction::{CommitTicket, Room, Transaction};
 
+#[cfg(test)]
+pub(crate) use crash_tests::PowerDisk;
+
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

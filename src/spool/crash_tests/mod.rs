@@ -11,14 +11,17 @@
 //!
 //! Parts: `workload.rs` what happens, `model.rs` what the outside knows and must find again, `moment.rs` what a power cut
 //! may leave, `enumerate.rs` all of them, `failures.rs` failing calls and flipped bytes, `fault_hunt.rs` the test of this
-//! test.
+//! test, `power_disk.rs` the disk for tests of other modules.
 
 mod enumerate;
 mod failures;
 mod fault_hunt;
 mod model;
 mod moment;
+mod power_disk;
 mod workload;
+
+pub(crate) use power_disk::PowerDisk;
 
 use std::sync::Arc;
 
