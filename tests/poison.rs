@@ -37,9 +37,13 @@ const MESSAGES_MAX: usize = 60;
 
 const ELSEWHERE: &str = "somebody@elsewhere.example";
 
+/// How long strace may take to let go of a process.
+const DETACH_DEADLINE: Duration = Duration::from_secs(10);
+
 /// strace at work on a process and all its threads.
 struct Tracer {
     child: Child,
+    traced: Background,
 }
 
 impl Tracer {
@@ -69,24 +73,35 @@ impl Tracer {
             assert_eq!(ended, None, "strace ended: {text}");
             text.contains(" attached").then_some(())
         });
-        Self { child }
+        Self {
+            child,
+            traced: Background::watched(pid),
+        }
     }
 
     /// Lets the process go on undisturbed.
-    fn detach(mut self) {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
-        self.child.wait().unwrap();
+    fn detach(self) {
+        assert!(self.traced.is_running(), "there is nothing to let go");
     }
 }
 
 impl Drop for Tracer {
     fn drop(&mut self) {
-        // SIGTERM: a strace that is killed leaves its process as it is, one that ends lets it go.
-        if matches!(self.child.try_wait(), Ok(None)) {
+        // One whose process ends, ends by itself. Told to end just then, it waits for the first thread, which is not gone
+        // before the others are, which it does not wait for: a test hung on that once in fifteen runs.
+        if self.traced.is_running() {
             let pid = i32::try_from(self.child.id()).unwrap();
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
-            let _ = self.child.wait();
+        }
+        let begun = now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if begun.elapsed() > DETACH_DEADLINE {
+                // The system lets its processes go on.
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                return;
+            }
+            std::thread::sleep(daemon::POLL);
         }
     }
 }
@@ -265,12 +280,11 @@ fn a_failed_write_or_sync_ends_acknowledging_and_the_foreground_daemon() {
             fault,
         );
         let mut sent = send_until_refused(daemon.address(), 4, lines);
-        assert!(!sent.refusals.is_empty(), "{fault}: nobody was told");
         for refusal in &sent.refusals {
             let is_temporary = refusal.starts_with("451 ") || refusal.starts_with("421 ");
             assert!(is_temporary, "{fault}: {refusal}");
         }
-        // Where the fault meets a write of the journal's own, every client may find the daemon ending already.
+        // Where the fault meets a write of the journal's own, every client may find the daemon ending, or gone.
         told += usize::from(
             sent.refusals
                 .iter()

@@ -27,7 +27,7 @@ use nix::unistd::Pid;
 /// How long anything may take before a test calls it missing.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 /// The pause between two looks at a condition.
-const POLL: Duration = Duration::from_millis(2);
+pub const POLL: Duration = Duration::from_millis(2);
 
 /// Looks again until `condition` gives something; panics with `what` at the deadline.
 pub fn wait_for<T>(what: &str, condition: impl FnMut() -> Option<T>) -> T {
@@ -163,6 +163,7 @@ impl Sandbox {
     pub fn background_in(&self, name: &str) -> Background {
         Background {
             pid: self.pid_in(name),
+            is_ours: true,
         }
     }
 
@@ -296,18 +297,29 @@ impl Drop for Daemon {
 /// A daemon that is not this process's child.
 pub struct Background {
     pid: i32,
+    /// Killed when the handle is dropped.
+    is_ours: bool,
 }
 
 impl Background {
+    /// A process that somebody else has a handle for.
+    pub fn watched(pid: u32) -> Self {
+        Self {
+            pid: i32::try_from(pid).unwrap(),
+            is_ours: false,
+        }
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         u32::try_from(self.pid).unwrap()
     }
 
-    /// Whether the process is there and no zombie.
+    /// Whether the process is there, and not a zombie with all its threads: the first may be one while others live.
     pub fn is_running(&self) -> bool {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid));
-        status.is_ok_and(|text| !text.contains("\nState:\tZ"))
+        let is_over = |text: &str| text.contains("\nState:\tZ") && text.contains("\nThreads:\t1\n");
+        status.is_ok_and(|text| !is_over(&text))
     }
 
     /// Sends a signal.
@@ -326,7 +338,7 @@ impl Background {
 
 impl Drop for Background {
     fn drop(&mut self) {
-        if self.is_running() {
+        if self.is_ours && self.is_running() {
             let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         }
     }
@@ -346,6 +358,7 @@ impl SmtpClient {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
         let mut client = Self {
             stream: BufReader::new(stream),
         };
