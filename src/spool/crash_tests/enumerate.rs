@@ -305,7 +305,7 @@ impl Hunt {
                 return Err("what was shown after a kill is gone after a power cut".into());
             }
         }
-        if self.figures.cuts % SHARE as u64 == 0 {
+        if self.figures.cuts.is_multiple_of(SHARE as u64) {
             self.examine_work_after_kill(&storage.kill(), &model, &mut rng)?;
         }
         Ok(())
