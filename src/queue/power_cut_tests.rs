@@ -11,7 +11,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -19,21 +18,20 @@ use std::time::Duration;
 use super::{Deliver, Queue, QueueSettings, ReportSettings, RetryPolicy, locked};
 use crate::address::ReversePath;
 use crate::clock::{Clock, ManualClock};
-use crate::config::host::HostName;
-use crate::config::{DeliveryMode, RouteOptions};
+use crate::config::DeliveryMode;
 use crate::deliver::Attempt;
 use crate::envelope::{
     Delivery, Envelope, MessageId, Outcome, Recipient, RecipientId, RecipientState,
 };
 use crate::maillog::{Destination, LogSettings, Maillog};
-use crate::route::{Router, RouterParts, Table, Tables};
+use crate::route::{Router, RouterParts};
 use crate::spool::{PowerDisk, Spool, SpoolOptions};
 use crate::status::Status;
-use crate::users::Users;
 
 const START_MS: u64 = 1_795_367_807_000;
 /// So small that an update holds about 90 recipients of an expansion, and a report four failures.
 const SEGMENT_BYTES: u64 = 32 << 10;
+const HOST: &str = "gold.example.test";
 const MEMBERS: usize = 230;
 /// One member in so many does not exist.
 const FAILING: usize = 23;
@@ -97,26 +95,7 @@ fn router() -> Arc<Router> {
     let list = format!("{}, inner, m003@remote.test", names(0, 150));
     // Who is in both is one recipient.
     let inner = format!("{}, {}", names(140, MEMBERS), names(0, 5));
-    let aliases = Table::fixed("aliases", &[("list", &list), ("inner", &inner)]);
-    let nowhere = Path::new("/nonexistent");
-    let parts = RouterParts {
-        options: RouteOptions {
-            local_host_names: nowhere.join("local-host-names"),
-            relay_domains: nowhere.join("relay-domains"),
-            max_alias_recursion: 10,
-            ..RouteOptions::default()
-        },
-        host: HostName {
-            full: "gold.example.test".into(),
-            aliases: vec!["gold.example.test".into()],
-        },
-        addresses: vec![],
-        users: Arc::new(Users::new(Some(Path::new("/dev/null")), Some(nowhere))),
-        aliases: vec![aliases],
-        access: None,
-        tables: Tables::default(),
-        notice: Arc::new(|_: &str| ()),
-    };
+    let parts = RouterParts::of_aliases(HOST, &[("list", &list), ("inner", &inner)]);
     Arc::new(Router::new(parts).unwrap())
 }
 
@@ -133,7 +112,7 @@ fn settings() -> QueueSettings {
             give_up_after: Duration::from_secs(432_000),
         },
         reports: ReportSettings {
-            host_name: "gold.example.test".into(),
+            host_name: HOST.into(),
             double_bounce_address: None,
             postmaster_copy: None,
             returns_body: false,

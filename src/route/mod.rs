@@ -260,6 +260,35 @@ impl RouterParts {
     }
 }
 
+#[cfg(test)]
+impl RouterParts {
+    /// A host with these aliases, no users and no files, for tests of what asks a router.
+    pub(crate) fn of_aliases(host: &str, aliases: &[(&str, &str)]) -> Self {
+        let nowhere = std::path::Path::new("/nonexistent");
+        Self {
+            options: RouteOptions {
+                local_host_names: nowhere.join("local-host-names"),
+                relay_domains: nowhere.join("relay-domains"),
+                max_alias_recursion: 10,
+                ..RouteOptions::default()
+            },
+            host: HostName {
+                full: host.to_owned(),
+                aliases: vec![host.to_owned()],
+            },
+            addresses: vec![],
+            users: Arc::new(Users::new(
+                Some(std::path::Path::new("/dev/null")),
+                Some(nowhere),
+            )),
+            aliases: vec![Table::fixed("aliases", aliases)],
+            access: None,
+            tables: Tables::default(),
+            notice: Arc::new(|_: &str| ()),
+        }
+    }
+}
+
 /// Where a client queue hands all its mail: the MTA, wherever it listens just now. The error is the reason that log and
 /// mailq show. May read a small file.
 pub type RelayTo = Arc<dyn Fn() -> Result<Hop, String> + Send + Sync>;
