@@ -7,6 +7,7 @@
 use crate::direct::check_written;
 use crate::publish::{self, Disk, Locking, PublishError, PublishOptions, Published, RealDisk};
 use crate::records::{self, Entries};
+use crate::region::Region;
 use crate::{Map, MapError, MapKind, PairVisitor, bdb, cdb, fixed, lmdb_file, redb_file};
 use std::fs::File;
 use std::io;
@@ -16,6 +17,11 @@ use std::path::Path;
 /// Entries read back from a written file before it is published.
 const SAMPLE: usize = 64;
 const INDEX_MIN: usize = 1024;
+/// Bytes of a slot of the index.
+const SLOT_LEN: usize = 8;
+/// Entries and bytes at which a batch is full.
+const BATCH_ENTRIES: usize = 128;
+const BATCH_BYTES: usize = 1 << 16;
 
 /// What happens to a key that is inserted again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,16 +51,61 @@ pub enum Inserted {
 pub struct MapBuilder {
     kind: MapKind,
     policy: DuplicatePolicy,
-    body: Vec<u8>,
+    body: Region,
     places: Vec<u32>,
     index: Index,
     seed: u64,
 }
 
+/// Entries gathered to be inserted together by [`MapBuilder::insert_batch`].
+#[derive(Debug, Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    /// Where each key and each value ends.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Batch {
+    /// Adds an entry.
+    pub fn push(&mut self, key: &[u8], value: &[u8]) {
+        self.bytes.extend_from_slice(key);
+        let key_end = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        self.ends.push((key_end, self.bytes.len()));
+    }
+
+    /// Whether it is time to insert what is here: more would cost memory and gain nothing.
+    pub fn is_full(&self) -> bool {
+        self.ends.len() >= BATCH_ENTRIES || self.bytes.len() >= BATCH_BYTES
+    }
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Forgets what is here, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.ends.clear();
+    }
+
+    /// The entries in the order they were added.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let mut start = 0;
+        self.ends.iter().map(move |&(key_end, end)| {
+            let key = self.bytes.get(start..key_end).unwrap_or(&[]);
+            let value = self.bytes.get(key_end..end).unwrap_or(&[]);
+            start = end;
+            (key, value)
+        })
+    }
+}
+
 /// Open addressing from the hash of a key to its entry: 32 bits of the hash above the entry's number plus 1, so that a
 /// probe reads a record only when the hashes agree. 0 is a free slot.
 struct Index {
-    slots: Vec<u64>,
+    slots: Region,
     used: usize,
 }
 
@@ -79,12 +130,9 @@ impl MapBuilder {
         Ok(Self {
             kind,
             policy,
-            body: Vec::new(),
+            body: Region::new(),
             places: Vec::new(),
-            index: Index {
-                slots: vec![0; INDEX_MIN],
-                used: 0,
-            },
+            index: Index::new(INDEX_MIN),
             seed: records::random_seed(),
         })
     }
@@ -129,6 +177,34 @@ impl MapBuilder {
     /// # Errors
     /// [`MapError::Unsupported`] at a limit of the header, and for a key that maps of the class cannot hold.
     pub fn insert(&mut self, key: &[u8], value: &[u8]) -> Result<Inserted, MapError> {
+        self.insert_hashed(records::hash64(self.seed, key), key, value)
+    }
+
+    /// Inserts the entries of a batch as [`MapBuilder::insert`] would one after the other, in less time; `f` is told
+    /// of each, by its number in the batch from 0, what became of it.
+    ///
+    /// # Errors
+    /// As [`MapBuilder::insert`]; entries before the one refused have been inserted.
+    pub fn insert_batch(
+        &mut self,
+        batch: &Batch,
+        f: &mut dyn FnMut(usize, Inserted),
+    ) -> Result<(), MapError> {
+        let hashes: Vec<u64> = batch
+            .iter()
+            .map(|(key, _)| records::hash64(self.seed, key))
+            .collect();
+        if self.policy != DuplicatePolicy::KeepAll {
+            self.index.reserve(hashes.len());
+            self.index.touch(&hashes);
+        }
+        for (number, ((key, value), hash)) in batch.iter().zip(hashes).enumerate() {
+            f(number, self.insert_hashed(hash, key, value)?);
+        }
+        Ok(())
+    }
+
+    fn insert_hashed(&mut self, hash: u64, key: &[u8], value: &[u8]) -> Result<Inserted, MapError> {
         if let Some(reason) = self.kind.refusal_of(key) {
             return Err(MapError::unsupported(Path::new(self.kind.name()), reason));
         }
@@ -137,8 +213,7 @@ impl MapBuilder {
             self.places.push(place);
             return Ok(Inserted::Added);
         }
-        self.index.reserve();
-        let hash = records::hash64(self.seed, key);
+        self.index.reserve(1);
         let slot = match self.find(hash, key) {
             Ok(entry) => {
                 let old = self.places.get(entry).copied().unwrap_or(0);
@@ -319,7 +394,7 @@ impl MapBuilder {
     fn find(&self, hash: u64, key: &[u8]) -> Result<usize, usize> {
         let mut slot = self.index.home(hash);
         loop {
-            let content = self.index.slots.get(slot).copied().unwrap_or(0);
+            let content = self.index.content(slot);
             if content == 0 {
                 return Err(slot);
             }
@@ -330,15 +405,12 @@ impl MapBuilder {
                     return Ok(entry);
                 }
             }
-            slot = (slot + 1) & (self.index.slots.len() - 1);
+            slot = self.index.after(slot);
         }
     }
 
     fn reindex(&mut self) {
-        self.index = Index {
-            slots: vec![0; (self.places.len() * 2).next_power_of_two().max(INDEX_MIN)],
-            used: 0,
-        };
+        self.index = Index::new((self.places.len() * 2).next_power_of_two().max(INDEX_MIN));
         for entry in 0..self.places.len() {
             let key = self
                 .places
@@ -362,35 +434,81 @@ fn entry_of(content: u64) -> usize {
 }
 
 impl Index {
+    /// A table of so many free slots, a power of two.
+    fn new(slots: usize) -> Self {
+        Self {
+            slots: Region::zeroed(slots * SLOT_LEN),
+            used: 0,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.slots.len() / SLOT_LEN
+    }
+
+    #[inline]
+    fn content(&self, slot: usize) -> u64 {
+        let (slots, _) = self.slots.as_chunks::<SLOT_LEN>();
+        slots
+            .get(slot)
+            .map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    }
+
+    #[inline]
+    fn set(&mut self, slot: usize, content: u64) {
+        let (slots, _) = self.slots.as_chunks_mut::<SLOT_LEN>();
+        if let Some(bytes) = slots.get_mut(slot) {
+            *bytes = content.to_le_bytes();
+        }
+    }
+
+    fn after(&self, slot: usize) -> usize {
+        (slot + 1) & (self.len() - 1)
+    }
+
     /// A slot is chosen by the same 32 bits that it stores, so that the table can grow without reading records.
     fn home(&self, hash: u64) -> usize {
-        let bits = self.slots.len().trailing_zeros();
+        let bits = self.len().trailing_zeros();
         usize::try_from((hash >> 32) << bits >> 32).unwrap_or(0)
     }
 
     fn fill(&mut self, slot: usize, hash: u64, entry_plus_one: usize) {
-        if let Some(place) = self.slots.get_mut(slot) {
-            *place = hash >> 32 << 32 | entry_plus_one as u64;
-            self.used += 1;
+        self.set(slot, hash >> 32 << 32 | entry_plus_one as u64);
+        self.used += 1;
+    }
+
+    /// Reads the slots of some hashes, so that they are in the cache when they are needed: the loads depend on nothing
+    /// and go on at the same time, where searches, each with its branches, would wait for memory one after the other.
+    fn touch(&self, hashes: &[u64]) {
+        let slot = |&hash: &u64| self.content(self.home(hash));
+        std::hint::black_box(hashes.iter().map(slot).fold(0, |all, one| all ^ one));
+    }
+
+    /// Makes sure that so many more entries leave at least a quarter of the slots free.
+    fn reserve(&mut self, more: usize) {
+        let mut len = self.len();
+        while (self.used + more) * 4 > len * 3 {
+            len *= 2;
+        }
+        if len > self.len() {
+            self.grow(len);
         }
     }
 
-    /// Makes sure that one more entry leaves at least a quarter of the slots free.
-    fn reserve(&mut self) {
-        if (self.used + 1) * 4 <= self.slots.len() * 3 {
-            return;
-        }
-        let old = std::mem::take(&mut self.slots);
-        self.slots = vec![0; old.len() * 2];
-        let mask = self.slots.len() - 1;
-        for content in old.into_iter().filter(|&content| content != 0) {
+    fn grow(&mut self, len: usize) {
+        let used = self.used;
+        let old = std::mem::replace(self, Self::new(len));
+        self.used = used;
+        for content in old.slots.as_chunks::<SLOT_LEN>().0 {
+            let content = u64::from_le_bytes(*content);
+            if content == 0 {
+                continue;
+            }
             let mut slot = self.home(content);
-            while self.slots.get(slot).is_some_and(|&there| there != 0) {
-                slot = (slot + 1) & mask;
+            while self.content(slot) != 0 {
+                slot = self.after(slot);
             }
-            if let Some(place) = self.slots.get_mut(slot) {
-                *place = content;
-            }
+            self.set(slot, content);
         }
     }
 }
@@ -421,6 +539,49 @@ mod tests {
             assert_eq!(builder.get(b"a"), Some(value.as_bytes()), "{policy:?}");
             assert_eq!(done, [Inserted::Added, Inserted::Added, last]);
             assert_eq!(builder.get(b"c"), None);
+        }
+    }
+
+    #[test]
+    fn a_batch_is_inserted_as_its_entries_would_be() {
+        for policy in [
+            DuplicatePolicy::KeepFirst,
+            DuplicatePolicy::ReplaceWithLast,
+            DuplicatePolicy::JoinWithComma,
+            DuplicatePolicy::KeepAll,
+        ] {
+            let mut alone = MapBuilder::new(MapKind::Hash, policy).unwrap();
+            let mut together = MapBuilder::new(MapKind::Hash, policy).unwrap();
+            let (mut expected, mut told) = (Vec::new(), Vec::new());
+            let mut batch = Batch::default();
+            for i in 0..5000_u32 {
+                // Keys come again within a batch and across batches; some are empty, as are some values.
+                let key = "k".repeat((i % 700) as usize);
+                let value = i.to_string().repeat((i % 3) as usize);
+                expected.push(alone.insert(key.as_bytes(), value.as_bytes()).unwrap());
+                batch.push(key.as_bytes(), value.as_bytes());
+                if batch.is_full() || i == 4999 {
+                    let mut next = 0;
+                    let mut tell = |number: usize, inserted| {
+                        assert_eq!(number, next);
+                        next += 1;
+                        told.push(inserted);
+                    };
+                    together.insert_batch(&batch, &mut tell).unwrap();
+                    batch.clear();
+                    assert!(batch.is_empty());
+                }
+            }
+            assert_eq!(told, expected);
+            let pairs = |builder: &MapBuilder| {
+                let mut pairs = Vec::new();
+                builder.each(&mut |key, value| {
+                    pairs.push((key.to_vec(), value.to_vec()));
+                    ControlFlow::Continue(())
+                });
+                pairs
+            };
+            assert!(pairs(&alone) == pairs(&together));
         }
     }
 

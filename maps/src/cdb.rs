@@ -347,10 +347,11 @@ pub(crate) fn write_cdb(file: &File, entries: &Entries<'_>) -> io::Result<u64> {
 mod tests {
     use super::*;
     use crate::records;
+    use crate::region::Region;
     use std::ops::ControlFlow;
 
     fn written(pairs: &[(&[u8], &[u8])]) -> Vec<u8> {
-        let mut body = Vec::new();
+        let mut body = Region::new();
         let places: Vec<u32> = pairs
             .iter()
             .map(|(key, value)| records::append(&mut body, key, value).unwrap())

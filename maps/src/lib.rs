@@ -11,7 +11,8 @@
 //!
 //! Guarantees: a key that is absent is `Ok(None)`, a lookup that did not work is an error, and the two never look
 //! alike; bytes from files give errors, never panics, loops or unbounded memory; a map that is published is whole and
-//! on disk. Everything is synchronous; nothing starts a thread. The class `program` runs one, nothing else does.
+//! on disk. Everything is synchronous. Only the building of a map of more than a megabyte starts a thread, which writes it and has
+//! ended when [`MapBuilder::publish`] returns; only the class `program` runs one.
 //!
 //! Limits are gathered in [`limits`]. Sources: sendmail's op.me 5.12, makemap(8), the on-disk formats as
 //! the modules that read them describe.
@@ -44,6 +45,7 @@ mod random_access;
 mod records;
 mod redb_file;
 mod regex;
+mod region;
 mod safety;
 mod sequence;
 mod snapshot;
@@ -53,12 +55,13 @@ mod stab;
 mod switch;
 pub mod text;
 mod user;
+mod write_behind;
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 
 pub use alias::{AliasMap, AliasMapBuilder, build_alias_map};
-pub use builder::{DuplicatePolicy, Inserted, MapBuilder};
+pub use builder::{Batch, DuplicatePolicy, Inserted, MapBuilder};
 pub use definition::{Definition, MapClass, OwnSwitch};
 pub use direct::{DirectMap, open_direct};
 pub use error::{MapError, Verdict, io_text};

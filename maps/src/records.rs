@@ -13,6 +13,7 @@
 
 #![deny(clippy::indexing_slicing)]
 
+use crate::region::Region;
 use std::hash::{BuildHasher, RandomState};
 
 /// Most bytes a body may have, so that a position fits 32 bits.
@@ -21,13 +22,15 @@ pub const BODY_BYTES_MAX: u64 = (u32::MAX as u64) * 4;
 pub const ITEM_BYTES_MAX: usize = 1 << 30;
 
 const LONG_FORM: u8 = 0xFF;
+/// Bytes of a cache line, about as long as a usual record.
+const LINE_LEN: usize = 64;
 
 /// The table would pass a limit: an item is too long or the body is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooLarge;
 
 /// Appends a record and answers its position in 4-byte units.
-pub(crate) fn append(body: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<u32, TooLarge> {
+pub(crate) fn append(body: &mut Region, key: &[u8], value: &[u8]) -> Result<u32, TooLarge> {
     if key.len() > ITEM_BYTES_MAX || value.len() > ITEM_BYTES_MAX {
         return Err(TooLarge);
     }
@@ -35,19 +38,35 @@ pub(crate) fn append(body: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<u32
     if body.len() as u64 + (key.len() + value.len() + 16) as u64 > BODY_BYTES_MAX {
         return Err(TooLarge);
     }
-    match (u8::try_from(key.len()), u8::try_from(value.len())) {
-        (Ok(klen), Ok(vlen)) if klen != LONG_FORM => body.extend_from_slice(&[klen, vlen]),
-        _ => {
+    let short = u8::try_from(key.len())
+        .ok()
+        .filter(|&len| len != LONG_FORM)
+        .zip(u8::try_from(value.len()).ok());
+    let header = if short.is_some() { 2 } else { 10 };
+    let len = (header + key.len() + value.len()).next_multiple_of(4);
+    let (head, rest) = body
+        .extend(len)
+        .split_at_mut_checked(header)
+        .ok_or(TooLarge)?;
+    match short {
+        Some((klen, vlen)) => head.copy_from_slice(&[klen, vlen]),
+        None => {
             let klen = u32::try_from(key.len()).map_err(|_| TooLarge)?;
             let vlen = u32::try_from(value.len()).map_err(|_| TooLarge)?;
-            body.extend_from_slice(&[LONG_FORM, 0]);
-            body.extend_from_slice(&klen.to_le_bytes());
-            body.extend_from_slice(&vlen.to_le_bytes());
+            let lens = u64::from(klen) | u64::from(vlen) << 32;
+            for (to, from) in head
+                .iter_mut()
+                .zip([LONG_FORM, 0].into_iter().chain(lens.to_le_bytes()))
+            {
+                *to = from;
+            }
         }
     }
-    body.extend_from_slice(key);
-    body.extend_from_slice(value);
-    body.resize(body.len().next_multiple_of(4), 0);
+    let (to_key, rest) = rest.split_at_mut_checked(key.len()).ok_or(TooLarge)?;
+    to_key.copy_from_slice(key);
+    rest.get_mut(..value.len())
+        .ok_or(TooLarge)?
+        .copy_from_slice(value);
     Ok(position)
 }
 
@@ -89,6 +108,17 @@ impl<'a> Entries<'a> {
     #[inline]
     pub(crate) fn get(&self, place: u32) -> (&'a [u8], &'a [u8]) {
         read(self.body, place).unwrap_or((&[], &[]))
+    }
+
+    /// Reads the start of some records, so that they are in the cache when they are needed: the loads depend on nothing
+    /// and go on at the same time.
+    pub(crate) fn touch(&self, places: &[u32]) {
+        let byte = |&place: &u32| {
+            let at = place as usize * 4;
+            let near = self.body.get(at).copied().unwrap_or(0);
+            near ^ self.body.get(at + LINE_LEN).copied().unwrap_or(0)
+        };
+        std::hint::black_box(places.iter().map(byte).fold(0, |all, one| all ^ one));
     }
 
     /// Number of different keys.
@@ -211,7 +241,7 @@ mod tests {
             (b"k", &long[..256]),
             (b"k", &long),
         ];
-        let mut body = Vec::new();
+        let mut body = Region::new();
         let places: Vec<u32> = cases
             .iter()
             .map(|(k, v)| append(&mut body, k, v).unwrap())
@@ -228,7 +258,7 @@ mod tests {
 
     #[test]
     fn cut_bodies_read_as_no_record() {
-        let mut body = Vec::new();
+        let mut body = Region::new();
         append(&mut body, b"some-key", &[7; 300]).unwrap();
         for cut in 0..body.len() {
             let whole = 10 + 8 + 300;

@@ -19,6 +19,7 @@
 
 use crate::fixed::{FixedHeader, FixedTable};
 use crate::records;
+use crate::region::Region;
 use crate::{Map, MapError, PairVisitor, Stamp};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -33,11 +34,6 @@ const USED_AT: usize = 60;
 const SPILL_AT: usize = 61;
 /// Average fill when building: 7 of 10 slots leave about one bucket in seven spilling.
 const FILL: usize = 7;
-
-/// One cache line of the table; the header of this file draws it.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Bucket([u8; BUCKET_LEN]);
 
 /// Whether the keys of a map carry the trailing NUL that Sendmail's `-N` and Postfix write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +59,8 @@ pub struct Snapshot {
 /// Where buckets and records lie.
 enum Table {
     Built {
-        buckets: Vec<Bucket>,
-        body: Vec<u8>,
+        buckets: Region,
+        body: Region,
     },
     /// In a constant file (`fixed.rs`), which is mapped, or in memory where mapping it would not be safe.
     Fixed(FixedTable),
@@ -72,18 +68,10 @@ enum Table {
 
 impl Table {
     #[inline]
-    fn len(&self) -> usize {
+    fn lines(&self) -> &[[u8; BUCKET_LEN]] {
         match self {
-            Self::Built { buckets, .. } => buckets.len(),
-            Self::Fixed(table) => table.buckets().len(),
-        }
-    }
-
-    #[inline]
-    fn line(&self, index: usize) -> Option<&[u8; BUCKET_LEN]> {
-        match self {
-            Self::Built { buckets, .. } => buckets.get(index).map(|Bucket(line)| line),
-            Self::Fixed(table) => table.buckets().get(index),
+            Self::Built { buckets, .. } => buckets.as_chunks().0,
+            Self::Fixed(table) => table.buckets(),
         }
     }
 
@@ -99,7 +87,7 @@ impl Table {
 /// Collects the entries of a snapshot.
 pub struct SnapshotBuilder {
     path: PathBuf,
-    body: Vec<u8>,
+    body: Region,
     places: Vec<(u64, u32)>,
     seed: u64,
     with_nul: u64,
@@ -110,7 +98,7 @@ impl SnapshotBuilder {
     pub fn new(path: &Path, entries: usize, bytes: usize) -> Self {
         Self {
             path: path.to_path_buf(),
-            body: Vec::with_capacity(bytes),
+            body: Region::with_capacity(bytes),
             places: Vec::with_capacity(entries),
             seed: records::random_seed(),
             with_nul: 0,
@@ -139,7 +127,7 @@ impl SnapshotBuilder {
     pub fn finish(self, stamp: Stamp) -> Snapshot {
         let count = self.places.len();
         let mut placer = Placer {
-            buckets: vec![Bucket([0; BUCKET_LEN]); count.div_ceil(FILL).max(1)],
+            buckets: Region::zeroed(count.div_ceil(FILL).max(1) * BUCKET_LEN),
             body: self.body,
             entries: 0,
         };
@@ -166,8 +154,8 @@ impl SnapshotBuilder {
 
 /// A table being filled.
 struct Placer {
-    buckets: Vec<Bucket>,
-    body: Vec<u8>,
+    buckets: Region,
+    body: Region,
     entries: u64,
 }
 
@@ -177,10 +165,11 @@ impl Placer {
     fn place(&mut self, hash: u64, place: u32) {
         let wanted = fingerprint(hash);
         let key = records::read(&self.body, place).map(|(key, _)| key);
-        let mut index = home(hash, self.buckets.len());
-        for _ in 0..self.buckets.len() {
-            let next = after(index, self.buckets.len());
-            let Some(Bucket(line)) = self.buckets.get_mut(index) else {
+        let (lines, _) = self.buckets.as_chunks_mut::<BUCKET_LEN>();
+        let count = lines.len();
+        let mut index = home(hash, count);
+        for _ in 0..count {
+            let Some(line) = lines.get_mut(index) else {
                 return;
             };
             for slot in matches(line, wanted) {
@@ -198,7 +187,7 @@ impl Placer {
             if let Some(spill) = line.get_mut(SPILL_AT) {
                 *spill = 1;
             }
-            index = next;
+            index = after(index, count);
         }
     }
 }
@@ -229,10 +218,10 @@ impl Snapshot {
     pub fn get(&self, key: &[u8]) -> Option<&[u8]> {
         let hash = records::hash64(self.seed, key);
         let wanted = fingerprint(hash);
-        let buckets = self.table.len();
-        let mut index = home(hash, buckets);
-        for _ in 0..buckets {
-            let line = self.table.line(index)?;
+        let lines = self.table.lines();
+        let mut index = home(hash, lines.len());
+        for _ in 0..lines.len() {
+            let line = lines.get(index)?;
             for slot in matches(line, wanted) {
                 let (found, value) = records::read(self.table.body(), position(line, slot)?)?;
                 if found == key {
@@ -242,7 +231,7 @@ impl Snapshot {
             if line.get(SPILL_AT) != Some(&1) {
                 return None;
             }
-            index = after(index, buckets);
+            index = after(index, lines.len());
         }
         None
     }
@@ -271,13 +260,12 @@ impl Snapshot {
 
     /// The table's lines, one after the other, and the records, as a constant file holds them.
     pub(crate) fn parts(&self) -> (impl Iterator<Item = &[u8; BUCKET_LEN]>, &[u8]) {
-        let lines = (0..self.table.len()).filter_map(|index| self.table.line(index));
-        (lines, self.table.body())
+        (self.table.lines().iter(), self.table.body())
     }
 
     /// Number of cache lines.
     pub(crate) fn lines(&self) -> usize {
-        self.table.len()
+        self.table.lines().len()
     }
 }
 

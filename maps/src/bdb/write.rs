@@ -6,8 +6,9 @@
 
 use super::page::{HEADER_LEN, META_LEN, page_type};
 use crate::records::{self, Entries};
+use crate::write_behind::WriteBehind;
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 /// Page size of files we write: what stock tools use on Linux.
@@ -16,8 +17,6 @@ pub(crate) const PAGE_SIZE: usize = 4096;
 pub(crate) const PAGE_ROOM: usize = PAGE_SIZE - HEADER_LEN;
 /// Version of both methods that we write.
 const VERSION: u32 = 9;
-/// Buffer between the page writer and the file.
-const BUFFER_BYTES: usize = 1 << 18;
 
 /// A page being filled: items from the end downward, their offsets from the header upward.
 pub(crate) struct PageBuffer {
@@ -261,9 +260,9 @@ fn write_chain(bytes: &[u8], first: u32, out: &mut dyn Write) -> io::Result<u32>
     Ok(number)
 }
 
-/// A buffered writer that stands at page 1.
-pub(crate) fn body_writer(file: &File) -> io::Result<BufWriter<&File>> {
-    let mut out = BufWriter::with_capacity(BUFFER_BYTES, file);
+/// A writer that stands at page 1, and is to be finished.
+pub(crate) fn body_writer(file: &File) -> io::Result<WriteBehind> {
+    let mut out = WriteBehind::new(file)?;
     out.write_all(&[0; PAGE_SIZE])?;
     Ok(out)
 }

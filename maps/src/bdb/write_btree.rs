@@ -86,8 +86,7 @@ pub(crate) fn write_btree(file: &File, entries: &Entries<'_>) -> io::Result<u32>
     }
     let root = internal_levels(level, &mut tail)?;
     tail.write(entries, tail_start, &mut out)?;
-    out.flush()?;
-    drop(out);
+    out.finish()?;
     if let Some(root) = root {
         file.write_all_at(&root[..], PAGE_SIZE as u64)?;
     }

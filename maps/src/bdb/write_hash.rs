@@ -21,14 +21,17 @@ use std::io::{self, Write};
 const ITEM_MAX: usize = PAGE_SIZE / 4;
 const OFF_PAGE_LEN: usize = 12;
 const OFF_TREE_LEN: usize = 8;
+/// Buckets whose records are brought into the cache together.
+const TOUCHED_BUCKETS: u32 = 8;
 const BUCKETS_MIN: u64 = 2;
 const BUCKETS_MAX: u64 = 1 << 30;
 
 /// Writes the whole file; answers the number of keys.
 pub(crate) fn write_hash(file: &File, entries: &Entries<'_>) -> io::Result<u32> {
-    let buckets = bucket_count(entries);
+    let (hashes, bytes) = survey(entries);
+    let buckets = bucket_count(bytes);
     let mask = buckets - 1;
-    let (order, starts) = distribute(entries, mask);
+    let (order, starts) = distribute(entries, hashes, mask);
 
     let mut out = body_writer(file)?;
     let mut tail = Tail::new(buckets + 1);
@@ -39,15 +42,19 @@ pub(crate) fn write_hash(file: &File, entries: &Entries<'_>) -> io::Result<u32> 
         scratch: Vec::new(),
         keys: 0,
     };
+    let start = |bucket: u32| starts[bucket as usize] as usize;
     for bucket in 0..buckets {
-        let range = starts[bucket as usize] as usize..starts[bucket as usize + 1] as usize;
+        if bucket % TOUCHED_BUCKETS == 0 {
+            let end = bucket.saturating_add(TOUCHED_BUCKETS).min(buckets);
+            entries.touch(&order[start(bucket)..start(end)]);
+        }
+        let range = start(bucket)..start(bucket + 1);
         writer.bucket(bucket + 1, &order[range], &mut out)?;
     }
     let keys = writer.keys;
     drop(order);
     tail.write(entries, buckets + 1, &mut out)?;
-    out.flush()?;
-    drop(out);
+    out.finish()?;
 
     let last_page = tail.next_page() - 1;
     let groups = buckets.trailing_zeros() as usize;
@@ -71,15 +78,18 @@ pub(crate) fn write_hash(file: &File, entries: &Entries<'_>) -> io::Result<u32> 
     Ok(keys)
 }
 
-fn bucket_count(entries: &Entries<'_>) -> u32 {
-    let bytes: u64 = entries
-        .places
-        .iter()
-        .map(|&place| {
-            let (key, value) = entries.get(place);
-            (item_len(key) + item_len(value) + 4) as u64
-        })
-        .sum();
+/// The hash of every key, and the bytes all items take on their pages.
+fn survey(entries: &Entries<'_>) -> (Vec<u32>, u64) {
+    let mut bytes = 0;
+    let hashes = entries.places.iter().map(|&place| {
+        let (key, value) = entries.get(place);
+        bytes += (item_len(key) + item_len(value) + 4) as u64;
+        bucket_hash(key)
+    });
+    (hashes.collect(), bytes)
+}
+
+fn bucket_count(bytes: u64) -> u32 {
     let wanted = (bytes * 100).div_ceil(85 * PAGE_ROOM as u64);
     let buckets = wanted.clamp(BUCKETS_MIN, BUCKETS_MAX).next_power_of_two();
     u32::try_from(buckets).unwrap_or(1 << 30)
@@ -94,12 +104,10 @@ fn item_len(bytes: &[u8]) -> usize {
 }
 
 /// The entries in order of their buckets (within one, of insertion), and where each bucket starts.
-fn distribute(entries: &Entries<'_>, mask: u32) -> (Vec<u32>, Vec<u32>) {
-    let hashes: Vec<u32> = entries
-        .places
-        .iter()
-        .map(|&place| bucket_hash(entries.get(place).0) & mask)
-        .collect();
+fn distribute(entries: &Entries<'_>, mut hashes: Vec<u32>, mask: u32) -> (Vec<u32>, Vec<u32>) {
+    for hash in &mut hashes {
+        *hash &= mask;
+    }
     let mut starts = vec![0_u32; mask as usize + 2];
     for &bucket in &hashes {
         starts[bucket as usize + 1] += 1;

@@ -6,8 +6,8 @@
 use diligence::config::Config;
 use diligence_maps::source::{MakemapSyntax, SourceLine, is_alias_syntax, read_makemap};
 use diligence_maps::{
-    AliasMapBuilder, Definition, DirectMap, DuplicatePolicy, Inserted, Map, MapBuilder, MapError,
-    MapKind, PublishError, PublishOptions, Safety, check_place, io_text,
+    AliasMapBuilder, Batch, Definition, DirectMap, DuplicatePolicy, Inserted, Map, MapBuilder,
+    MapError, MapKind, PublishError, PublishOptions, Safety, check_place, io_text,
 };
 use diligence_tools::arguments::{Given, Grammar, OptionsEnd, parse};
 use diligence_tools::conversion::convert_map;
@@ -409,16 +409,21 @@ fn build(
     let failed = |error: &MapError| cannot_open(job, kind.name(), &open_text(error));
     let mut entries = NewEntries::new(kind, job.policy, old).map_err(|error| failed(&error))?;
     let mut out = BufWriter::new(io::stdout().lock());
-    let mut exit = 0;
+    let mut loader = Loader {
+        job,
+        entries: &mut entries,
+        batch: Batch::default(),
+        lines: Vec::new(),
+        exit: 0,
+    };
     let (mut key_buffer, mut value_buffer) = (Vec::new(), Vec::new());
-    let name = job.name.display();
     let read = read_makemap::<Trouble>(input, &job.syntax, &mut |line, content| {
-        let mut complain = |text: &str| {
-            exit = EX_DATAERR;
-            eprintln!("makemap: {name}: line {line}: {text}");
-        };
         match content {
-            SourceLine::Fault(fault) => complain(&fault.to_string()),
+            SourceLine::Fault(fault) => {
+                // What is said comes in the order of the lines.
+                loader.flush()?;
+                loader.complain(line, &fault.to_string());
+            }
             SourceLine::Entry { key, value, .. } => {
                 if job.is_verbose {
                     out.write_all(b"key=`")?;
@@ -427,34 +432,79 @@ fn build(
                     out.write_all(value)?;
                     out.write_all(b"'\n")?;
                 }
-                let inserted = if job.with_nul {
+                if job.with_nul {
                     terminate(&mut key_buffer, key);
                     terminate(&mut value_buffer, value);
-                    entries.insert(&key_buffer, &value_buffer)
+                    loader.entry(line, &key_buffer, &value_buffer)?;
                 } else {
-                    entries.insert(key, value)
-                };
-                if inserted.map_err(Trouble::Map)? == Inserted::KeptFirst {
-                    complain(&format!(
-                        "key {}: duplicate key",
-                        String::from_utf8_lossy(key)
-                    ));
+                    loader.entry(line, key, value)?;
                 }
             }
         }
         Ok(())
     });
-    match read {
+    match read.and_then(|()| loader.flush()) {
         Ok(()) => {}
         Err(Trouble::Map(error)) => return Err(failed(&error)),
         Err(Trouble::Io(error)) => return Err(error.into()),
     }
+    let exit = loader.exit;
     out.flush()?;
     entries
         .builder
         .publish(dest, options)
         .map_err(|error| publish_failed(job, kind, &error))?;
     Ok(exit)
+}
+
+/// Entries on their way into a map, a batch at a time, and what is said of their lines.
+struct Loader<'a> {
+    job: &'a Job,
+    entries: &'a mut NewEntries,
+    batch: Batch,
+    /// The line of each entry of the batch.
+    lines: Vec<u64>,
+    exit: u8,
+}
+
+impl Loader<'_> {
+    fn entry(&mut self, line: u64, key: &[u8], value: &[u8]) -> Result<(), Trouble> {
+        self.batch.push(key, value);
+        self.lines.push(line);
+        if self.batch.is_full() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Inserts what has been gathered.
+    fn flush(&mut self) -> Result<(), Trouble> {
+        let mut duplicates = Vec::new();
+        let inserted = self.entries.insert_batch(&self.batch, &mut |entry, what| {
+            if what == Inserted::KeptFirst {
+                duplicates.push(entry);
+            }
+        });
+        for entry in duplicates {
+            let line = self.lines.get(entry).copied().unwrap_or(0);
+            let (key, _) = self.batch.iter().nth(entry).unwrap_or_default();
+            let key = if self.job.with_nul {
+                key.strip_suffix(b"\0").unwrap_or(key)
+            } else {
+                key
+            };
+            let text = format!("key {}: duplicate key", String::from_utf8_lossy(key));
+            self.complain(line, &text);
+        }
+        self.batch.clear();
+        self.lines.clear();
+        inserted.map_err(Trouble::Map)
+    }
+
+    fn complain(&mut self, line: u64, text: &str) {
+        self.exit = EX_DATAERR;
+        eprintln!("makemap: {}: line {line}: {text}", self.job.name.display());
+    }
 }
 
 /// The entries of the map to be written, and what -o, -d and -r make of keys that are there already.
@@ -501,13 +551,23 @@ impl NewEntries {
         })
     }
 
-    fn insert(&mut self, key: &[u8], value: &[u8]) -> Result<Inserted, MapError> {
-        if let Some(kept) = &mut self.kept
-            && !kept.insert(key.to_vec())
-        {
-            return Ok(Inserted::KeptFirst);
+    /// Inserts a batch; `f` is told what became of each entry, by its number.
+    fn insert_batch(
+        &mut self,
+        batch: &Batch,
+        f: &mut dyn FnMut(usize, Inserted),
+    ) -> Result<(), MapError> {
+        let Some(kept) = &mut self.kept else {
+            return self.builder.insert_batch(batch, f);
+        };
+        for (number, (key, value)) in batch.iter().enumerate() {
+            let inserted = match kept.insert(key.to_vec()) {
+                true => self.builder.insert(key, value)?,
+                false => Inserted::KeptFirst,
+            };
+            f(number, inserted);
         }
-        self.builder.insert(key, value)
+        Ok(())
     }
 }
 
