@@ -399,6 +399,20 @@ fn a_report_shows_what_the_program_said_and_goes_to_the_owner_of_the_list() {
         report.contains("\"|echo not today; exit 69\"\n"),
         "{report}"
     );
+    // Transcript 60: what a program is has no domain.
+    let fields: Vec<&str> = report
+        .lines()
+        .skip_while(|line| !line.starts_with("Final-Recipient: RFC822; owned@"))
+        .skip(1)
+        .take_while(|line| !line.starts_with("Last-Attempt"))
+        .collect();
+    let expected = [
+        "X-Actual-Recipient: X-Unix; |echo not today; exit 69",
+        "Action: failed",
+        "Status: 5.5.0",
+        "Diagnostic-Code: X-Unix; 69",
+    ];
+    assert_eq!(fields, expected, "{report}");
     assert!(
         !site.path("var/mail/bob").exists(),
         "the sender is not told"

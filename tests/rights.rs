@@ -1,32 +1,24 @@
 //! What may run as whom (ARCHITECTURE.md, "Rights"), with a daemon that root starts and users of its own.
 //!
-//! The users are in a passwd file that is mounted over the system's in a mount namespace, and so is the place where all
-//! lives, so that nothing of the system changes and no directory on the way is anybody's. Needs root and unshare(1);
-//! without them it says that it is skipped. `.ci/run` runs it as root.
+//! In a place of its own (`support/place.rs`), which needs root and unshare(1); without them it says that it is skipped.
+//! `.ci/run` runs it as root.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "support/daemon.rs"]
 mod daemon;
+#[path = "support/place.rs"]
+mod place;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Child, Stdio};
 
 use daemon::wait_for;
-
-/// Where the place is seen by the daemon; its own directory is elsewhere.
-const PLACE: &str = "/mnt";
-const DAEMON_UID: u32 = 52_001;
-const BOB: u32 = 52_002;
-const EVE: u32 = 52_003;
-
-struct Place {
-    root: tempfile::TempDir,
-}
+use place::{BOB, DAEMON_UID, EVE, PLACE, Place, can_run};
 
 struct Running {
     /// The privileged part.
@@ -34,124 +26,32 @@ struct Running {
     address: SocketAddr,
 }
 
-fn can_run() -> bool {
-    if nix::unistd::geteuid().is_root()
-        && Command::new("unshare")
-            .args(["--mount", "true"])
-            .status()
-            .is_ok_and(|status| status.success())
-    {
-        return true;
-    }
-    println!("SKIPPED: needs root and unshare");
-    false
+/// Starts the daemon in the foreground.
+fn start(place: &Place) -> Running {
+    start_after(place, "true")
 }
 
-impl Place {
-    fn new() -> Self {
-        let place = Self {
-            root: tempfile::tempdir().unwrap(),
-        };
-        fs::set_permissions(place.path(""), fs::Permissions::from_mode(0o755)).unwrap();
-        for folder in ["home", "mail", "etc", "run", "home/bob", "home/eve"] {
-            fs::create_dir(place.path(folder)).unwrap();
-            fs::set_permissions(place.path(folder), fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        fs::create_dir(place.path("mqueue")).unwrap();
-        fs::set_permissions(place.path("mqueue"), fs::Permissions::from_mode(0o700)).unwrap();
-        chown(place.path("home/bob"), Some(BOB), Some(BOB)).unwrap();
-        chown(place.path("home/eve"), Some(EVE), Some(EVE)).unwrap();
-        place.write(
-            "etc/passwd",
-            &format!(
-                "root:x:0:0:root:{PLACE}/root:/bin/sh\n\
-                 nobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n\
-                 smmsp:x:{DAEMON_UID}:{DAEMON_UID}::/:/usr/sbin/nologin\n\
-                 mail:x:8:8:mail:/var/mail:/usr/sbin/nologin\n\
-                 bob:x:{BOB}:{BOB}:Bob:{PLACE}/home/bob:/bin/sh\n\
-                 eve:x:{EVE}:{EVE}:Eve:{PLACE}/home/eve:/bin/sh\n"
-            ),
-        );
-        place.write(
-            "etc/group",
-            &format!(
-                "root:x:0:\nmail:x:8:\nnogroup:x:65534:\nsmmsp:x:{DAEMON_UID}:\nbob:x:{BOB}:\neve:x:{EVE}:\nextra:x:52009:bob\n"
-            ),
-        );
-        place.write("log", "");
-        chown(place.path("log"), Some(DAEMON_UID), Some(DAEMON_UID)).unwrap();
-        place.write("etc/local-host-names", "localhost\n");
-        place.write("etc/aliases", "postmaster: root\n");
-        place.write("etc/shells", "/bin/sh\n");
-        place.write(
-            "sendmail.toml",
-            &format!(
-                "run_as_user = \"smmsp\"\n\
-                 queue_directory = \"{PLACE}/mqueue\"\n\
-                 mailbox_directory = \"{PLACE}/mail\"\n\
-                 pid_file = \"{PLACE}/pid\"\n\
-                 control_socket_name = \"{PLACE}/run/control\"\n\
-                 smtp_address_file = \"{PLACE}/run/smtp\"\n\
-                 shells_file = \"{PLACE}/etc/shells\"\n\
-                 local_host_names = \"{PLACE}/etc/local-host-names\"\n\
-                 alias_file = [\"{PLACE}/etc/aliases\"]\n\
-                 log_file = \"{PLACE}/log\"\n\
-                 daemon_port_options = [\"Name=MTA, Addr=127.0.0.1, Port=0\"]\n"
-            ),
-        );
-        place
-    }
+/// Starts it after a command in its mount namespace.
+fn start_after(place: &Place, prepare: &str) -> Running {
+    let _ = fs::remove_file(place.path("run/smtp"));
+    let part = place
+        .command(&format!(
+            "\"$SENDMAIL\" -C {PLACE}/sendmail.toml -bi >/dev/null && {prepare} && exec \"$SENDMAIL\" -C {PLACE}/sendmail.toml -bD"
+        ))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let address = wait_for("the daemon's address", || {
+        place.text("run/smtp").lines().next()?.parse().ok()
+    });
+    Running { part, address }
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.root.path().join(name)
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o644)).unwrap();
-    }
-
-    fn write_as(&self, uid: u32, name: &str, text: &str) {
-        self.write(name, text);
-        chown(self.path(name), Some(uid), Some(uid)).unwrap();
-    }
-
-    fn text(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap_or_default()
-    }
-
-    /// Starts the daemon in the foreground.
-    fn start(&self) -> Running {
-        self.start_after("true")
-    }
-
-    /// Starts it after a command in its mount namespace.
-    fn start_after(&self, prepare: &str) -> Running {
-        let _ = fs::remove_file(self.path("run/smtp"));
-        let script = format!(
-            "mount --bind '{root}' {PLACE} && mount --bind {PLACE}/etc/passwd /etc/passwd && \
-             mount --bind {PLACE}/etc/group /etc/group && '{sendmail}' -C {PLACE}/sendmail.toml -bi >/dev/null && {prepare} && exec '{sendmail}' -C {PLACE}/sendmail.toml -bD",
-            root = self.root.path().display(),
-            sendmail = env!("CARGO_BIN_EXE_sendmail"),
-        );
-        let part = Command::new("unshare")
-            .args(["--mount", "sh", "-c", &script])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let address = wait_for("the daemon's address", || {
-            self.text("run/smtp").lines().next()?.parse().ok()
-        });
-        Running { part, address }
-    }
-
-    fn log_says(&self, what: &str) -> String {
-        wait_for(what, || {
-            let log = self.text("log");
-            log.contains(what).then_some(log)
-        })
-    }
+fn log_says(place: &Place, what: &str) -> String {
+    wait_for(what, || {
+        let log = place.text("log");
+        log.contains(what).then_some(log)
+    })
 }
 
 impl Running {
@@ -242,7 +142,7 @@ fn each_delivery_has_its_users_rights_and_the_daemon_has_none() {
         fs::Permissions::from_mode(0o755),
     )
     .unwrap();
-    let running = place.start();
+    let running = start(&place);
 
     let daemon = running.daemon();
     let expected = vec![DAEMON_UID.to_string(); 4];
@@ -312,11 +212,11 @@ fn links_lead_to_nobody_elses_files() {
     .unwrap();
     symlink(format!("{PLACE}/etc/target"), place.path("mail/bob")).unwrap();
     fs::hard_link(place.path("home/bob/secret"), place.path("mail/eve")).unwrap();
-    let running = place.start();
+    let running = start(&place);
     running.send(&["bob", "eve"], "linked");
-    let log = place.log_says("is a symbolic link");
+    let log = log_says(&place, "is a symbolic link");
     assert!(log.contains("stat=Deferred"), "{log}");
-    place.log_says("mailbox /mnt/mail/eve");
+    log_says(&place, "mailbox /mnt/mail/eve");
     assert_eq!(place.text("etc/target"), "root's own\n");
     assert_eq!(place.text("home/bob/secret"), "bob's own\n");
     // What eve's .forward names is opened with eve's rights.
@@ -327,7 +227,7 @@ fn links_lead_to_nobody_elses_files() {
         &format!("{PLACE}/home/bob/secret\n"),
     );
     running.send(&["eve"], "stolen");
-    place.log_says("Can't create output");
+    log_says(&place, "Can't create output");
     assert_eq!(place.text("home/bob/secret"), "bob's own\n");
     running.stop();
 }
@@ -342,15 +242,15 @@ fn either_half_killed_ends_the_other_and_nothing_is_lost() {
     let place = Place::new();
     // A mailbox that can't be had keeps the message in the queue.
     symlink("/nonexistent", place.path("mail/bob")).unwrap();
-    let mut running = place.start();
+    let mut running = start(&place);
     running.send(&["bob"], "kept");
-    place.log_says("is a symbolic link");
+    log_says(&place, "is a symbolic link");
     let daemon = running.daemon();
     kill(Pid::from_raw(daemon), Signal::SIGKILL).unwrap();
     assert!(!running.part.wait().unwrap().success());
     assert!(!place.path("pid").exists());
 
-    let mut running = place.start();
+    let mut running = start(&place);
     let daemon = running.daemon();
     running.part.kill().unwrap();
     running.part.wait().unwrap();
@@ -362,7 +262,7 @@ fn either_half_killed_ends_the_other_and_nothing_is_lost() {
     });
 
     fs::remove_file(place.path("mail/bob")).unwrap();
-    let running = place.start();
+    let running = start(&place);
     // An alarm, passed on by the part, runs the queue.
     let part = Pid::from_raw(i32::try_from(running.part.id()).unwrap());
     kill(part, Signal::SIGALRM).unwrap();
@@ -400,10 +300,13 @@ fn a_home_that_hangs_holds_up_nobody_elses_mail() {
     place.write("sendmail.toml", &config);
     let release = place.path("release");
     nix::unistd::mkfifo(&release, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let running = place.start_after(&format!(
-        "exec 3<>/dev/fuse && mount -i -t fuse hangs {PLACE}/home/bob -o fd=3,rootmode=40000,user_id=0,group_id=0,allow_other && \
+    let running = start_after(
+        &place,
+        &format!(
+            "exec 3<>/dev/fuse && mount -i -t fuse hangs {PLACE}/home/bob -o fd=3,rootmode=40000,user_id=0,group_id=0,allow_other && \
          {{ timeout 300 cat {PLACE}/release >/dev/null & exec 3>&-; }}"
-    ));
+        ),
+    );
     // More than may be asked for at once for one user.
     for number in 0..6 {
         running.send(&["bob"], &format!("waits {number}"));
@@ -415,11 +318,11 @@ fn a_home_that_hangs_holds_up_nobody_elses_mail() {
             place.text("mail/eve").contains(&text).then_some(())
         });
     }
-    let log = place.log_says("no answer from the privileged part within 5 s");
+    let log = log_says(&place, "no answer from the privileged part within 5 s");
     assert!(log.contains("Deferred"), "{log}");
     // Then nobody waits for it any more.
     running.send(&["bob"], "waits as well");
-    place.log_says(&format!("the files of user {BOB} do not answer"));
+    log_says(&place, &format!("the files of user {BOB} do not answer"));
     running.send(&["eve"], "still passes");
     wait_for("eve's mail", || {
         place

@@ -283,12 +283,22 @@ impl Definition {
     /// # Errors
     /// As [`Definition::parse`].
     pub fn parse_alias(text: &str) -> Result<Self, SpecError> {
-        match text.trim_start().split_once(':') {
-            Some((class, rest)) if !class.contains(['/', ' ', '\t', '-']) => {
-                Self::parse(&format!("{class} {rest}"))
-            }
-            _ => Self::parse(&format!("hash {text}")),
+        match alias_class(text) {
+            Some((class, rest)) => Self::parse(&format!("{class} {rest}")),
+            None => Self::parse(&format!("hash {text}")),
         }
+    }
+
+    /// The same for who looks aliases up: without a class it is `implicit`, which reads the text where no map is built.
+    ///
+    /// # Errors
+    /// As [`Definition::parse`].
+    pub fn parse_alias_to_read(text: &str) -> Result<Self, SpecError> {
+        let mut definition = Self::parse_alias(text)?;
+        if alias_class(text).is_none() {
+            definition.class = MapClass::Implicit;
+        }
+        Ok(definition)
     }
 
     /// The specification of the file, if the map is one.
@@ -522,6 +532,13 @@ impl std::str::FromStr for Definition {
     fn from_str(text: &str) -> Result<Self, SpecError> {
         Self::parse(text)
     }
+}
+
+/// The class that stands before an alias file, and what follows it.
+fn alias_class(text: &str) -> Option<(&str, &str)> {
+    text.trim_start()
+        .split_once(':')
+        .filter(|(class, _)| !class.contains(['/', ' ', '\t', '-']))
 }
 
 #[cfg(test)]

@@ -86,6 +86,7 @@ impl Mode {
             Some('H') => not_built("-bH", "host status"),
             Some('P') => not_built("-bP", "mailq prints the number of messages, too"),
             Some('t') => not_built("-bt", "address test mode"),
+            Some('z') => not_built("-bz", "frozen configurations"),
             _ => Err(CliError::UnknownMode(
                 letter.chars().take(1).collect::<String>(),
             )),
@@ -386,7 +387,8 @@ impl Invocation {
             if self.recipients.is_empty() && !self.reads_recipients {
                 return Err(CliError::NoRecipients);
             }
-        } else if !self.recipients.is_empty() {
+        } else if !self.recipients.is_empty() && self.mode != Mode::RebuildAliases {
+            // Transcript 02: a rebuild passes over what stands behind it.
             return Err(CliError::Meaningless {
                 what: "recipients",
                 mode,

@@ -221,6 +221,8 @@ fn what_has_no_meaning_is_refused_not_ignored() {
     assert_eq!(refused("-bd bob"), "recipients have no meaning with -bd");
     assert_eq!(refused("-bp bob"), "recipients have no meaning with -bp");
     assert_eq!(refused("-q bob"), "recipients have no meaning with -q");
+    // Transcript 02: a rebuild passes over what stands behind it.
+    assert_eq!(parse("-bi extra words").mode, Mode::RebuildAliases);
     assert_eq!(refused("-bs -t"), "-t has no meaning with -bs");
     assert_eq!(refused("-q -t"), "-t has no meaning with -q");
 }

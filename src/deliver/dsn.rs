@@ -226,7 +226,8 @@ fn header(out: &mut String, facts: &DsnFacts<'_>, boundary: &str, is_eight_bit: 
     let date = arpa_date(facts.now_unix_ms);
     let id = facts.id;
     line(out, "Received: from localhost (localhost)");
-    line(out, &format!("\tby {host} (Diligence) id {id};"));
+    let version = env!("CARGO_PKG_VERSION");
+    line(out, &format!("\tby {host} ({version}/{version}) id {id};"));
     line(out, &format!("\t{date}"));
     line(out, &format!("Date: {date}"));
     line(

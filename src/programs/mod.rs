@@ -24,8 +24,9 @@ pub mod wiring;
 use std::env;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::panic::PanicHookInfo;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cli::{self, CliError, Inspection, Invocation, Mode, QueueTiming};
 use crate::config::host::HostName;
@@ -165,10 +166,21 @@ fn settings(invocation: &Invocation) -> Result<Config, StartError> {
         sandbox: folder.as_deref(),
         overrides: &invocation.overrides,
     })?;
+    if folder.is_none() && others_may_write(&config.file) {
+        eprintln!(
+            "{}: WARNING: dangerous write permissions",
+            config.file.display()
+        );
+    }
     if let Some(tag) = &invocation.syslog_tag {
         config.log.syslog_tag.clone_from(tag);
     }
     Ok(config)
+}
+
+/// Whether others than a file's owner may write to it.
+fn others_may_write(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|seen| seen.permissions().mode() & 0o022 != 0)
 }
 
 /// Programs that only look make no sandbox.

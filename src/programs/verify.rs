@@ -5,7 +5,11 @@
 //!
 //! Source: sendmail(8), `-bv`.
 
+use std::path::Path;
 use std::sync::Arc;
+
+use diligence_maps::{Definition, MapClass, MapSpec};
+use nix::unistd::{AccessFlags, access};
 
 use super::client_queue::relay_to_mta;
 use super::submit::say;
@@ -36,6 +40,11 @@ pub fn run(invocation: &Invocation, config: &Config) -> ExitCode {
     if config.role == Role::Msp || !is_privileged {
         say("Notice: -bv may give misleading output for non-privileged user");
     }
+    let mut config = config.clone();
+    if !is_privileged {
+        read_texts_of_unreadable_maps(&mut config);
+    }
+    let config = &config;
     let router = match router(config) {
         Ok(router) => router,
         Err(error) => {
@@ -63,6 +72,27 @@ pub fn run(invocation: &Invocation, config: &Config) -> ExitCode {
         say(&line);
     }
     code
+}
+
+/// Has the texts of alias maps read whose databases this user may not read, as Sendmail does.
+fn read_texts_of_unreadable_maps(config: &mut Config) {
+    for text in &mut config.route.alias_files {
+        let is_implicit = Definition::parse_alias_to_read(text)
+            .is_ok_and(|definition| definition.class == MapClass::Implicit);
+        let Some(spec) = MapSpec::parse_alias(text).ok().filter(|_| is_implicit) else {
+            continue;
+        };
+        let readable = |path: &Path| access(path, AccessFlags::R_OK).is_ok();
+        if spec.file().exists() && !readable(&spec.file()) && readable(&spec.name) {
+            let name = spec.name.display();
+            if config.submit.verbose {
+                say(&format!(
+                    "WARNING: cannot open alias database {name}; reading text version"
+                ));
+            }
+            *text = format!("stab:{name}");
+        }
+    }
 }
 
 /// A router as the daemon has it, or the client queue's runner.

@@ -291,6 +291,10 @@ fn reported(
 
 /// An address with this host as its domain if it has none; what is no address as it is.
 fn with_domain(target: &str, host_name: &str) -> String {
+    // A command or a file, quoted or not, has none.
+    if target.trim_start_matches('"').starts_with(['|', '/']) {
+        return target.to_owned();
+    }
     let bare = target.strip_prefix('\\').unwrap_or(target);
     match (Address::parse(bare), Domain::parse(host_name)) {
         (Ok(address), Ok(host)) if address.domain().is_none() => {

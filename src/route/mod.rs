@@ -229,7 +229,7 @@ impl RouterParts {
         let aliases = options
             .alias_files
             .iter()
-            .map(|text| of(text, Definition::parse_alias(text)))
+            .map(|text| of(text, Definition::parse_alias_to_read(text)))
             .collect::<Result<_, _>>()?;
         let by_name = |text: &Option<String>| {
             let Some(text) = text else {

@@ -222,9 +222,10 @@ impl HeaderReader {
         received(&mut out, trace, &date);
         let facts = &mut self.facts;
         let from = match &trace.sender {
-            Some(sender) if sender.contains('@') => sender.clone(),
-            Some(sender) => format!("{sender}@{}", trace.host),
-            None => format!("MAILER-DAEMON@{}", trace.host),
+            Some(sender) if sender.contains('@') => Some(sender.clone()),
+            Some(sender) => Some(format!("{sender}@{}", trace.host)),
+            // Transcripts 30 and 62: the null sender gets none.
+            None => None,
         };
         let message_id = || {
             format!(
@@ -241,11 +242,13 @@ impl HeaderReader {
         if !facts.has_date {
             field(&mut out, "Date", &date);
         }
-        if facts.has_resent && !facts.has_resent_from {
-            field(&mut out, "Resent-From", &from);
-        }
-        if !facts.has_from {
-            field(&mut out, "From", &from);
+        if let Some(from) = from {
+            if facts.has_resent && !facts.has_resent_from {
+                field(&mut out, "Resent-From", &from);
+            }
+            if !facts.has_from {
+                field(&mut out, "From", &from);
+            }
         }
         if facts.has_resent && !facts.has_resent_message_id {
             field(&mut out, "Resent-Message-Id", &message_id());

@@ -183,7 +183,7 @@ fn a_refused_recipient_is_reported_in_sendmails_words() {
     let report = compose(&facts(&envelope, &recipients, CONTENT));
     let expected = "\
 Received: from localhost (localhost)
-\tby gold.example.test (Diligence) id 6AMHgqTn009395;
+\tby gold.example.test (VERSION/VERSION) id 6AMHgqTn009395;
 \tDATE
 Date: DATE
 From: Mail Delivery Subsystem <MAILER-DAEMON@gold.example.test>
@@ -240,6 +240,7 @@ body line
 --6AMHgqTn009395.1795369372/gold.example.test--
 
 ";
+    let expected = expected.replace("VERSION", env!("CARGO_PKG_VERSION"));
     assert_eq!(without_dates(&report), expected);
 }
 

@@ -214,7 +214,21 @@ fn flags_do_what_sendmails_do() {
     assert_eq!(code(&run(&["-i", "-f", &database], "")), 0);
     assert!(Path::new(&path("db.db")).exists());
     assert_eq!(code(&run(&["-r", "3", "-f", &database], "")), 64);
-    assert_eq!(code(&run(&["-r", "x", "-i", "-f", &database], "")), 64);
+    for (interval, expected) in [
+        ("3", 0),
+        ("0", 0),
+        ("2d", 0),
+        ("1w", 0),
+        ("4h", 0),
+        ("infinite", 0),
+        ("x", 0),
+        ("3x", 64),
+        ("-1", 64),
+        ("", 64),
+    ] {
+        let run = run(&["-r", interval, "-i", "-f", &database], "");
+        assert_eq!(code(&run), expected, "-r {interval}");
+    }
     assert_eq!(code(&run(&["-T", "x", "root"], "")), 64);
     assert_eq!(code(&run(&[], "")), 64);
     assert_eq!(code(&run(&["no-such-user-here"], "")), 67);
@@ -225,11 +239,11 @@ fn flags_do_what_sendmails_do() {
     let listed = text(&run(&["-l", "-f", &database], "").stdout);
     let shown = "carol@x.test                             (exclusion)\n";
     assert!(listed.contains(shown), "{listed}");
-    // No sender: nothing can be answered.
-    assert_eq!(
-        code(&run(&["-U", "-f", &database, "root"], "To: root\n\nx\n")),
-        65
-    );
+    // No sender: nothing can be answered. What is not to the user is passed over before that is seen.
+    for (input, expected) in [("To: root\n\nx\n", 65), ("Subject: x\n\nx\n", 0), ("", 0)] {
+        let run = run(&["-U", "-d", "-f", &database, "root"], input);
+        assert_eq!(code(&run), expected, "{input:?}");
+    }
     // Excluded, by address and by domain: not answered, whatever the message file.
     for sender in ["carol@x.test", "zed@list.test"] {
         let arguments = [

@@ -193,6 +193,12 @@ fn reply(
             eprintln!("vacation: {text}");
         }
     };
+    let mut names = wanted.aliases.clone();
+    names.push(login.to_owned());
+    if !wanted.answers_all && !header.is_to(&names) {
+        debug("not answered: not to this user");
+        return Ok(());
+    }
     let Some(sender) = wanted.sender.clone().or_else(|| header.from.clone()) else {
         return Err(stop(EX_DATAERR, "no initial \"From\" line."));
     };
@@ -204,16 +210,10 @@ fn reply(
         debug(&format!("not answered: {sender} reads no answers"));
         return Ok(());
     }
-    let mut names = wanted.aliases.clone();
-    names.push(login.to_owned());
     let is_own = sender
         .split('@')
         .next()
         .is_some_and(|local| local.eq_ignore_ascii_case(login));
-    if !wanted.answers_all && !header.is_to(&names) {
-        debug("not answered: not to this user");
-        return Ok(());
-    }
     let key = sender.to_lowercase();
     if is_own && wanted.sender.is_none() && header.is_to(std::slice::from_ref(&sender)) {
         debug("not answered: from the user");
@@ -287,13 +287,24 @@ fn send(from: &str, to: &str, text: &str, sandbox: Option<&Path>) -> Result<(), 
 
 /// Days, or for ever.
 fn interval(text: &str) -> Result<i64, Stop> {
-    if text.eq_ignore_ascii_case("infinite") {
+    let digits = text.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    // vacation(1): what is no number means never again.
+    if number.is_empty() && !unit.is_empty() && !unit.starts_with('-') {
         return Ok(INFINITE);
     }
-    match text.parse::<i64>() {
-        Ok(days) if days >= 0 => Ok(days.saturating_mul(86_400)),
-        _ => Err(usage()),
-    }
+    let seconds: i64 = match unit {
+        "w" => WEEK,
+        "" | "d" => 86_400,
+        "h" => 3_600,
+        "m" => 60,
+        "s" => 1,
+        _ => return Err(usage()),
+    };
+    number
+        .parse::<i64>()
+        .map(|number| number.saturating_mul(seconds))
+        .map_err(|_| usage())
 }
 
 fn now() -> i64 {
