@@ -131,7 +131,7 @@ impl Ours {
             self.folder.join("sendmail.toml"),
             format!(
                 "host_name = \"mx.lab.test\"\ndaemon_port_options = [\"Name=MTA, Addr=127.0.0.1, Port=0\"]\n\
-                 queue_directory = \"{here}/spool\"\nmailbox_directory = \"{here}/mail\"\n\
+                 run_as_user = \"root\"\nqueue_directory = \"{here}/spool\"\nmailbox_directory = \"{here}/mail\"\n\
                  log_file = \"{here}/log/maillog\"\npid_file = \"{here}/run/sendmail.pid\"\n\
                  control_socket_name = \"{here}/run/control\"\nsmtp_address_file = \"{here}/run/smtp\"\n\
                  passwd_file = \"{here}/passwd\"\nlocal_host_names = \"{here}/local-host-names\"\n\

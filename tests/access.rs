@@ -188,6 +188,7 @@ impl Running {
         };
         let resolver: Arc<dyn Resolver> = Arc::new(names());
         let router = Router::new(RouterParts {
+            files: diligence_maps::FileAccess::default(),
             options: RouteOptions {
                 // Temporary folders lie in a sticky one.
                 dont_blame: DontBlame::default().with(Blameless::TrustStickyBit),

@@ -126,19 +126,19 @@ fn what_others_may_write_or_nobody_may_read_is_not_rebuilt() {
         ("chmod 664 $a.db; t $m -bi; t $m -bv root", format!("{built}{to_bob}")),
         (
             "chmod g+w etc; t $m -bi; t $m -bv root; chmod g-w etc",
-            "sendmail.toml: line 8: fileclass: cannot open 'etc/local-host-names': Group writable directory\nexit 78\n\
+            "sendmail.toml: line 7: fileclass: cannot open 'etc/local-host-names': Group writable directory\nexit 78\n\
              fileclass: cannot open 'etc/local-host-names': Group writable directory\nexit 78\n"
                 .to_owned(),
         ),
         (
             "chmod o+w etc; t $m -v -bi; chmod o-w etc",
-            "sendmail.toml: line 8: fileclass: cannot open 'etc/local-host-names': World writable directory\nexit 78\n"
+            "sendmail.toml: line 7: fileclass: cannot open 'etc/local-host-names': World writable directory\nexit 78\n"
                 .to_owned(),
         ),
         ("chmod 666 etc/local-host-names; t $m -bi", built.to_owned()),
         (
             "mv etc/local-host-names x; t $m -v -bi; mv x etc/local-host-names",
-            "sendmail.toml: line 8: fileclass: cannot open 'etc/local-host-names': No such file or directory\nexit 78\n"
+            "sendmail.toml: line 7: fileclass: cannot open 'etc/local-host-names': No such file or directory\nexit 78\n"
                 .to_owned(),
         ),
         (

@@ -246,6 +246,7 @@ impl Site {
         });
         let path = |name: &str| self.folder.path().join(name);
         let parts = RouterParts {
+            files: diligence_maps::FileAccess::default(),
             options: RouteOptions {
                 // Temporary folders lie in a sticky one.
                 dont_blame: DontBlame::default().with(Blameless::TrustStickyBit),

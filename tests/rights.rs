@@ -33,18 +33,22 @@ fn start(place: &Place) -> Running {
 
 /// Starts it after a command in its mount namespace.
 fn start_after(place: &Place, prepare: &str) -> Running {
-    let _ = fs::remove_file(place.path("run/smtp"));
-    let part = place
-        .command(&format!(
-            "\"$SENDMAIL\" -C {PLACE}/sendmail.toml -bi >/dev/null && {prepare} && exec \"$SENDMAIL\" -C {PLACE}/sendmail.toml -bD"
-        ))
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let part = spawn(place, prepare);
     let address = wait_for("the daemon's address", || {
         place.text("run/smtp").lines().next()?.parse().ok()
     });
     Running { part, address }
+}
+
+fn spawn(place: &Place, prepare: &str) -> Child {
+    let _ = fs::remove_file(place.path("run/smtp"));
+    place
+        .command(&format!(
+            "{{ \"$SENDMAIL\" -C {PLACE}/sendmail.toml -bi >/dev/null || true; }} && {prepare} && exec \"$SENDMAIL\" -C {PLACE}/sendmail.toml -bD"
+        ))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
 }
 
 fn log_says(place: &Place, what: &str) -> String {
@@ -102,6 +106,14 @@ impl Running {
         let part = nix::unistd::Pid::from_raw(i32::try_from(self.part.id()).unwrap());
         nix::sys::signal::kill(part, nix::sys::signal::Signal::SIGTERM).unwrap();
         assert!(self.part.wait().unwrap().success());
+    }
+}
+
+impl Drop for Running {
+    /// A test that failed leaves nothing running: the daemon ends with its part.
+    fn drop(&mut self) {
+        let _ = self.part.kill();
+        let _ = self.part.wait();
     }
 }
 
@@ -355,4 +367,81 @@ fn a_home_that_hangs_holds_up_nobody_elses_mail() {
             .then_some(())
     });
     running.stop();
+}
+
+#[test]
+fn maps_and_classes_that_root_alone_may_read_are_read_and_seen_to_change() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new();
+    let config = place.text("sendmail.toml").replace(
+        &format!("[\"{PLACE}/etc/aliases\"]"),
+        &format!("[\"{PLACE}/etc/aliases\", \"text:{PLACE}/etc/lists\"]"),
+    );
+    place.write("sendmail.toml", &config);
+    let secret = |name: &str, text: &str| {
+        // As makemap does: another file in its place.
+        place.write("etc/new", text);
+        fs::set_permissions(place.path("etc/new"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::rename(place.path("etc/new"), place.path(name)).unwrap();
+    };
+    secret("etc/lists", "list bob\n");
+    secret("etc/local-host-names", "localhost\nfirst.test\n");
+    let running = start(&place);
+    assert_eq!(
+        status_line(running.daemon(), "Uid:"),
+        vec![DAEMON_UID.to_string(); 4]
+    );
+    running.send(&["list@first.test"], "to bob");
+    wait_for("bob's mail", || {
+        place.text("mail/bob").contains("to bob").then_some(())
+    });
+    secret("etc/lists", "list eve\n");
+    secret("etc/local-host-names", "localhost\nsecond.test\n");
+    running.send(&["list@second.test"], "to eve");
+    wait_for("eve's mail", || {
+        place.text("mail/eve").contains("to eve").then_some(())
+    });
+    running.stop();
+}
+
+#[test]
+fn without_an_account_or_when_told_so_the_daemon_stays_root_and_says_why() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new();
+    let config = place.text("sendmail.toml");
+    let passwd = place.text("etc/passwd");
+    place.write("etc/passwd", &passwd.replace("smmsp:", "somebody:"));
+    let running = start(&place);
+    assert_eq!(owner_and_mode(&place.path("mqueue")).0, 0);
+    let log = place.text("log");
+    assert!(log.contains("the daemon keeps root's rights"), "{log}");
+    running.send(&["bob"], "of root");
+    wait_for("bob's mail", || {
+        place.text("mail/bob").contains("of root").then_some(())
+    });
+    assert_eq!(owner_and_mode(&place.path("mail/bob")), (BOB, 0o600));
+    running.stop();
+
+    place.write("etc/passwd", &passwd);
+    place.write("log", "");
+    place.write(
+        "sendmail.toml",
+        &format!("run_as_user = \"root\"\n{config}"),
+    );
+    let running = start(&place);
+    assert_eq!(owner_and_mode(&place.path("mqueue")).0, 0);
+    assert!(!place.text("log").contains("keeps root's rights"));
+    running.stop();
+    // One that is named must be there.
+    place.write(
+        "sendmail.toml",
+        &format!("run_as_user = \"nemo\"\n{config}"),
+    );
+    let mut refused = spawn(&place, "true");
+    assert_eq!(refused.wait().unwrap().code(), Some(78));
+    log_says(&place, "run_as_user: no user nemo");
 }

@@ -106,6 +106,7 @@ impl Site {
         let notices = Arc::new(Mutex::new(Vec::new()));
         let told = Arc::clone(&notices);
         let parts = RouterParts {
+            files: diligence_maps::FileAccess::default(),
             options: RouteOptions {
                 local_host_names: folder.path().join("local-host-names"),
                 relay_domains: folder.path().join("relay-domains"),

@@ -159,6 +159,7 @@ impl Drop for Running {
 
 fn router(folder: &Path) -> Router {
     let parts = RouterParts {
+        files: diligence_maps::FileAccess::default(),
         options: RouteOptions {
             // Temporary folders lie in a sticky one.
             dont_blame: DontBlame::default().with(Blameless::TrustStickyBit),

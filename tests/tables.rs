@@ -97,6 +97,7 @@ fn router_with(tables: Tables, set: impl FnOnce(&mut RouteOptions)) -> Standing 
     };
     set(&mut options);
     let parts = RouterParts {
+        files: diligence_maps::FileAccess::default(),
         options,
         host: HostName {
             full: "gold.example.test".into(),

@@ -11,6 +11,7 @@
 //! blocks. Errors: with no snapshot at all, every lookup answers the error of the last attempt, which is temporary.
 
 use crate::answer::{finish, folded, strip_nul};
+use crate::file_access::FileAccess;
 use crate::load::{Access, Emptiness, LoadOptions, Stamp, load, read_locked};
 use crate::{
     Map, MapError, MapKind, MapSpec, NulRule, NulStyle, PairVisitor, Safety, Snapshot, open_direct,
@@ -53,6 +54,8 @@ pub struct HandleOptions {
     pub report: Report,
     /// Which files are refused because others could have written them. Nothing is, unless the owner says so.
     pub safety: Safety,
+    /// How files are opened.
+    pub files: FileAccess,
 }
 
 impl Default for HandleOptions {
@@ -61,6 +64,7 @@ impl Default for HandleOptions {
             lock_wait: Duration::from_secs(10),
             report: Arc::new(|_| {}),
             safety: Safety::UNCHECKED,
+            files: FileAccess::default(),
         }
     }
 }
@@ -244,6 +248,7 @@ impl MapHandle {
             columns: self.spec.columns.clone(),
             folds_text_keys: !self.spec.switches.keeps_case,
             safety: self.options.safety,
+            files: self.options.files.clone(),
         };
         let loaded = match load(self.spec.kind, &self.file, &options) {
             // I9: only a file that is not there counts as an empty map; one that cannot be read is trouble.

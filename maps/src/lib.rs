@@ -25,6 +25,7 @@ mod cdb;
 mod definition;
 mod direct;
 mod error;
+mod file_access;
 mod fixed;
 #[cfg(test)]
 mod fuzz_tests;
@@ -65,6 +66,7 @@ pub use builder::{Batch, DuplicatePolicy, Inserted, MapBuilder};
 pub use definition::{Definition, MapClass, OwnSwitch};
 pub use direct::{DirectMap, open_direct};
 pub use error::{MapError, Verdict, io_text};
+pub use file_access::FileAccess;
 pub use handle::{HandleOptions, MapEvent, MapHandle, MapReader, Refresh, lookup_once};
 pub use kind::MapKind;
 pub use load::{Access, LoadOptions, Stamp, load};

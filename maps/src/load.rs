@@ -10,6 +10,7 @@
 #![deny(clippy::indexing_slicing)]
 
 use crate::direct::MapFile;
+use crate::file_access::FileAccess;
 use crate::fixed::{load_fixed, map_fixed};
 use crate::lock::{self, Mode};
 use crate::patience::Patience;
@@ -18,10 +19,10 @@ use crate::spec::TextColumns;
 use crate::{MapError, MapKind, Safety, Snapshot, SnapshotBuilder, text};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::ops::ControlFlow;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -84,6 +85,8 @@ pub struct LoadOptions {
     pub folds_text_keys: bool,
     /// Which files are refused because others could have written them. Nothing is, unless the caller says so.
     pub safety: Safety,
+    /// How the file is opened.
+    pub files: FileAccess,
 }
 
 impl Default for LoadOptions {
@@ -93,6 +96,7 @@ impl Default for LoadOptions {
             columns: TextColumns::default(),
             folds_text_keys: true,
             safety: Safety::UNCHECKED,
+            files: FileAccess::default(),
         }
     }
 }
@@ -102,7 +106,10 @@ impl Default for LoadOptions {
 /// # Errors
 /// [`MapError::Open`], [`MapError::Locked`] at the deadline, [`MapError::Damaged`], [`MapError::Unsupported`].
 pub fn load(kind: MapKind, path: &Path, options: &LoadOptions) -> Result<Snapshot, MapError> {
-    let access = Access::checked(options.lock_wait, options.safety);
+    let access = Access {
+        files: options.files.clone(),
+        ..Access::checked(options.lock_wait, options.safety)
+    };
     if kind == MapKind::Text {
         let (bytes, stamp) = read_locked(path, &access, Emptiness::Allowed)?;
         let (columns, folds_keys) = (&options.columns, options.folds_text_keys);
@@ -150,7 +157,7 @@ pub(crate) enum Emptiness {
 
 /// How a map file is opened for reading: what is waited for, and what is refused. Each check looks at the file that was
 /// opened, never at the name a second time.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Access {
     /// How long to wait for a program that is rebuilding the file.
     pub lock_wait: Duration,
@@ -158,6 +165,8 @@ pub struct Access {
     pub safety: Safety,
     /// Whether a symbolic link, and a file with several names, is refused.
     pub refuses_links: bool,
+    /// How it is opened where the process itself may not.
+    pub files: FileAccess,
 }
 
 impl Access {
@@ -167,6 +176,7 @@ impl Access {
             lock_wait,
             safety,
             refuses_links: false,
+            files: FileAccess::default(),
         }
     }
 }
@@ -184,10 +194,7 @@ fn open_file(path: &Path, access: &Access) -> Result<File, MapError> {
     // So that opening a FIFO cannot hang; without effect on regular files.
     let mut flags = OFlags::NONBLOCK;
     flags.set(OFlags::NOFOLLOW, access.refuses_links);
-    let opened = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path);
+    let opened = access.files.open_with(path, flags);
     let file = match opened {
         Err(error)
             if access.refuses_links && error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) =>

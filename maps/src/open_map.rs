@@ -21,8 +21,8 @@ use crate::sequence::SequenceMap;
 use crate::stab::StabMap;
 use crate::user::UserMap;
 use crate::{
-    Definition, HandleOptions, MapClass, MapError, MapHandle, PairVisitor, SpecError, Switches,
-    switch,
+    Definition, FileAccess, HandleOptions, MapClass, MapError, MapHandle, PairVisitor, SpecError,
+    Switches, switch,
 };
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -60,6 +60,11 @@ pub trait Opener: Send + Sync {
     /// # Errors
     /// [`SpecError`] naming what in the definition cannot be used.
     fn open(&self, definition: &Definition) -> Result<Option<Box<dyn ClassMap>>, SpecError>;
+
+    /// How files of this crate's own classes are opened.
+    fn files(&self) -> FileAccess {
+        FileAccess::default()
+    }
 }
 
 /// An opener without classes.
@@ -85,8 +90,11 @@ impl MapSet {
     pub fn new(opener: Arc<dyn Opener>, options: HandleOptions) -> Self {
         Self {
             definitions: HashMap::new(),
+            options: HandleOptions {
+                files: opener.files(),
+                ..options
+            },
             opener,
-            options,
             service_switch: PathBuf::from(SERVICE_SWITCH_FILE),
             opened: Mutex::new(HashMap::new()),
         }

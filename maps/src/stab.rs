@@ -107,7 +107,10 @@ impl StabMap {
     }
 
     fn load(&self) -> Result<Snapshot, MapError> {
-        let access = Access::checked(self.options.lock_wait, self.options.safety);
+        let access = Access {
+            files: self.options.files.clone(),
+            ..Access::checked(self.options.lock_wait, self.options.safety)
+        };
         let (text, stamp) = read_locked(&self.path, &access, Emptiness::Allowed)?;
         if text.len() as u64 > SOURCE_BYTES_MAX {
             return Err(MapError::unsupported(

@@ -253,7 +253,7 @@ mod tests {
     use super::*;
     use crate::dns::ResolverOptions;
     use crate::netmaps::NetMaps;
-    use diligence_maps::Opener;
+    use diligence_maps::{FileAccess, Opener};
     use hickory_resolver::proto::op::{Message, ResponseCode};
     use hickory_resolver::proto::rr::rdata::{A, CNAME, MX, PTR, TXT};
     use hickory_resolver::proto::rr::{Name, Record};
@@ -312,6 +312,7 @@ mod tests {
     #[test]
     fn name_servers_are_asked() {
         let maps = NetMaps::new(NetOptions {
+            files: FileAccess::default(),
             resolver: ResolverOptions {
                 name_servers: vec![name_server()],
                 hosts_file: None,
@@ -349,6 +350,7 @@ mod tests {
     #[test]
     fn what_cannot_be_asked_is_refused() {
         let maps = NetMaps::new(NetOptions {
+            files: FileAccess::default(),
             loopback_only: true,
             ..NetOptions::default()
         });

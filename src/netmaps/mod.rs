@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use diligence_maps::{
-    ClassMap, Definition, MapClass, MapError, Opener, PairVisitor, SpecError, Verdict,
+    ClassMap, Definition, FileAccess, MapClass, MapError, Opener, PairVisitor, SpecError, Verdict,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
@@ -52,6 +52,8 @@ pub struct NetOptions {
     pub resolver: ResolverOptions,
     /// Whether other hosts are left alone.
     pub loopback_only: bool,
+    /// How files of the maps crate's classes are opened.
+    pub files: FileAccess,
 }
 
 /// Opens the classes of this module.
@@ -92,6 +94,10 @@ impl Opener for NetMaps {
             _ => return Ok(None),
         };
         Ok(Some(class))
+    }
+
+    fn files(&self) -> FileAccess {
+        self.options.files.clone()
     }
 }
 

@@ -198,6 +198,17 @@ impl Part {
         })
     }
 
+    /// Opens a file that the configuration names, such as a map or the list of a class, for reading.
+    ///
+    /// # Errors
+    /// The system's, or a refusal.
+    pub fn open_named(&self, path: &Path) -> io::Result<File> {
+        let path = path.to_owned();
+        let (_, mut files) = self.ask(&Request::OpenNamed { path }, &[])?;
+        let file = files.pop().ok_or_else(unexpected)?;
+        Ok(File::from(file))
+    }
+
     /// As [`crate::safe_file::open_append`].
     ///
     /// # Errors

@@ -37,6 +37,11 @@ pub enum Request {
         /// What is let pass.
         lenience: Lenience,
     },
+    /// Open a file that the configuration names, such as a map, for reading.
+    OpenNamed {
+        /// Its path.
+        path: PathBuf,
+    },
     /// Open a file that mail is appended to.
     Append {
         /// Its path.

@@ -28,7 +28,7 @@ use super::background::{Announcement, Side, detach};
 use super::client_queue::{Absorber, hop_to, relay_to_mta};
 use super::open_spool::{OpenError, OpenSpool};
 use super::owned_queue::OwnedQueue;
-use super::privileged_part::{self, DaemonHalf, Half, Next};
+use super::privileged_part::{self, DAEMON_USERS, DaemonHalf, Half, Next, Rights};
 use super::run_file::{RunFile, pid_file_content};
 use super::wiring::{self, System};
 use super::{AfterPanic, end_on_panic, newaliases, queue_run};
@@ -210,7 +210,17 @@ fn divide(
     plan: &Plan<'_>,
     announcement: Option<Announcement>,
 ) -> io::Result<Divided> {
-    let Some(user) = privileged_part::daemon_user(config)? else {
+    let rights = privileged_part::daemon_rights(config)?;
+    if rights == Rights::RootForLack {
+        let text = format!(
+            "the daemon keeps root's rights: none of the users {} exists; make one, or set run_as_user",
+            DAEMON_USERS.join(", ")
+        );
+        eprintln!("sendmail: {text}");
+        let maillog = System::new(config).maillog;
+        maillog.write(Severity::Alert, 0, QueueId::Omitted, &text);
+    }
+    let Some(user) = rights.user() else {
         return Ok(Divided::Daemon(announcement, None));
     };
     let users = Users::of_system();

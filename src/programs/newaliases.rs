@@ -111,9 +111,9 @@ impl Rebuild<'_> {
 
     /// Gives a map that was built to the group of the daemon that `run_as_user` makes; nobody else can read it.
     fn let_daemon_read(&self, spec: &str) -> Result<(), String> {
-        let daemon =
-            privileged_part::daemon_user(self.config).map_err(|error| error.to_string())?;
-        let (Some(daemon), Ok(Some(spec))) = (daemon, alias_file(spec)) else {
+        let rights =
+            privileged_part::daemon_rights(self.config).map_err(|error| error.to_string())?;
+        let (Some(daemon), Ok(Some(spec))) = (rights.user(), alias_file(spec)) else {
             return Ok(());
         };
         let file = spec.file();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use diligence_maps::Opener;
+use diligence_maps::{FileAccess, Opener};
 
 use crate::address::{Address, Domain};
 use crate::clock::{Clock, SystemClock};
@@ -86,13 +86,19 @@ pub fn router(config: &Config, system: &System) -> Result<Router, RouteError> {
     let notice: Notice = Arc::new(move |text: &str| {
         log.write(Severity::Warning, 0, QueueId::None, text);
     });
+    let files = system
+        .part
+        .clone()
+        .map_or_else(FileAccess::default, |part| {
+            FileAccess::with_help_of(move |path| part.open_named(path))
+        });
     let router = Router::new(RouterParts::new(
         &config.route,
         system.host.clone(),
         interface_addresses(),
         Arc::clone(&system.users),
         notice,
-        map_opener(config),
+        map_opener_with(config, files),
     )?)?;
     Ok(match &system.part {
         Some(part) => {
@@ -106,7 +112,12 @@ pub fn router(config: &Config, system: &System) -> Result<Router, RouteError> {
 /// What opens the map classes that are not the maps crate's own.
 #[must_use]
 pub fn map_opener(config: &Config) -> Arc<dyn Opener> {
+    map_opener_with(config, FileAccess::default())
+}
+
+fn map_opener_with(config: &Config, files: FileAccess) -> Arc<dyn Opener> {
     Arc::new(NetMaps::new(NetOptions {
+        files,
         resolver: resolver_options(config),
         loopback_only: config.sandbox.is_some() && config.route.remote == Remote::LoopbackOnly,
     }))
@@ -135,6 +146,7 @@ pub fn client_router(config: &Config, system: &System, to: RelayTo) -> Result<Ro
         aliases: Vec::new(),
         access: None,
         tables: Tables::default(),
+        files: FileAccess::default(),
         // What there is to say of names and classes, the MTA says.
         notice: Arc::new(|_: &str| {}),
     };

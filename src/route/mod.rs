@@ -44,7 +44,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use diligence_maps::{Definition, Opener, Safety};
+use diligence_maps::{Definition, FileAccess, Opener, Safety};
 
 use crate::address::{Address, Domain};
 use crate::config::host::HostName;
@@ -192,6 +192,8 @@ pub struct RouterParts {
     pub access: Option<Table>,
     /// The tables that send addresses and domains elsewhere.
     pub tables: Tables,
+    /// How the files of classes are opened.
+    pub files: FileAccess,
     /// The log.
     pub notice: Notice,
 }
@@ -211,6 +213,7 @@ impl RouterParts {
         notice: Notice,
         opener: Arc<dyn Opener>,
     ) -> Result<Self, RouteError> {
+        let files = opener.files();
         let mut maps = table::map_set(opener, &notice, map_safety(options));
         let refused = |text: &str, source| RouteError::Spec {
             spec: text.to_owned(),
@@ -255,6 +258,7 @@ impl RouterParts {
             aliases,
             access: by_name(&options.access_db)?,
             tables,
+            files,
             notice,
         })
     }
@@ -283,6 +287,7 @@ impl RouterParts {
             )),
             aliases: vec![Table::fixed("aliases", aliases)],
             access: None,
+            files: FileAccess::default(),
             tables: Tables::default(),
             notice: Arc::new(|_: &str| ()),
         }
@@ -330,6 +335,7 @@ impl Router {
             aliases,
             access,
             tables,
+            files,
             notice,
         } = parts;
         if !host.is_qualified() {
@@ -360,6 +366,7 @@ impl Router {
         let reader = ClassReader {
             lenience: lenience.class,
             trusted: options.sandbox.clone(),
+            files,
             notice: Arc::clone(&notice),
         };
         let class = |options: &ClassOptions| WordClass::open(options, &reader);

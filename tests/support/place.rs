@@ -70,16 +70,15 @@ impl Place {
                 "root:x:0:\nmail:x:8:\nnogroup:x:65534:\nsmmsp:x:{DAEMON_UID}:\nbob:x:{BOB}:\neve:x:{EVE}:\nextra:x:52009:bob\n"
             ),
         );
+        // Root's, as logrotate makes it.
         place.write("log", "");
-        chown(place.path("log"), Some(DAEMON_UID), Some(DAEMON_UID)).unwrap();
         place.write("etc/local-host-names", "localhost\n");
         place.write("etc/aliases", "postmaster: root\n");
         place.write("etc/shells", "/bin/sh\n");
         place.write(
             "sendmail.toml",
             &format!(
-                "run_as_user = \"smmsp\"\n\
-                 queue_directory = \"{PLACE}/mqueue\"\n\
+                "queue_directory = \"{PLACE}/mqueue\"\n\
                  mailbox_directory = \"{PLACE}/mail\"\n\
                  pid_file = \"{PLACE}/pid\"\n\
                  control_socket_name = \"{PLACE}/run/control\"\n\

@@ -30,7 +30,7 @@ pub(super) const MAILERS: &[OptionDef] = &[
         "run_as_user",
         "",
         Access::TextOrNone(|c| &mut c.deliver.run_as_user),
-        "Whom the daemon becomes once its ports are bound, as smmsp, if it is started by root; a small process beside it keeps root's rights and acts for users. Empty: the daemon stays root.",
+        "Whom the daemon becomes once its ports are bound, if it is started by root; a small process beside it keeps root's rights, acts for users and opens maps that only root may read. Empty: the owner of the client queue, if that is what is run, or the first that exists of diligence, smmta and smmsp; where none does, the daemon stays root and logs an alert. \"root\": it stays root.",
     )
     .named("RunAsUser"),
     OptionDef::new(

@@ -22,6 +22,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Gid, Pid};
 use rustix::process::{PidfdFlags, pidfd_open};
 
+use super::named_files::NamedFiles;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::config::mailer::Transport;
@@ -51,6 +52,8 @@ pub(super) struct Keeper {
     users: Users,
     daemon: Who,
     default_user: Who,
+    /// What is opened for the daemon to read.
+    named_files: NamedFiles,
     /// Programs that may run as root for root.
     mailers: Vec<PathBuf>,
     pid_file: PathBuf,
@@ -99,6 +102,7 @@ impl Keeper {
                 })
                 .filter(|path| path != shell && !path.ends_with("sh"))
                 .collect(),
+            named_files: NamedFiles::of(&config.route),
             pid_file: config.paths.pid_file.clone(),
             command_line: command_line.to_vec(),
             clock: SystemClock::new(),
@@ -159,6 +163,7 @@ impl Keeper {
                 lenience,
                 trusted: None,
             }),
+            Request::OpenNamed { path } => done(vec![self.named_files.open(&path)?.into()]),
             Request::Append { path, who } => {
                 self.check_user(who)?;
                 let (file, is_new) = safe_file::open_append(&path, who, &self.file_lenience)?;

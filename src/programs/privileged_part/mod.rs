@@ -1,14 +1,15 @@
 //! The privileged part: the process that keeps root's rights while the daemon has none (L5).
 //!
-//! With the option `run_as_user` the process that was started becomes this part, and its child the daemon, which gives all
+//! Where [`daemon_rights`] finds an account for the daemon, the process that was started by root becomes this part, and its child the daemon, which gives all
 //! rights up before it opens its queue or reads from the network. The part reads no mail and no network, and does what
 //! [`Request`](crate::privileged::wire::Request) lists and nothing else ([`keeper`]). When the daemon ends, its locks and
 //! programs end too, and the part ends as it did, or starts anew; when the part is killed, the daemon is told to stop.
 //! Signals are passed on to the daemon. Source: unix(7), prctl(2), pidfd_open(2).
 
 mod keeper;
+mod named_files;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,11 +25,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{PidfdFlags, pidfd_open};
 
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::privileged::{CONNECTIONS_MAX, Part};
 use crate::safe_file::Who;
 use crate::status::ExitCode;
-use crate::users::Users;
+use crate::users::{User, Users};
 use keeper::Keeper;
 
 /// What is passed on to the daemon.
@@ -42,6 +43,12 @@ const PASSED_ON: [Signal; 5] = [
 
 /// Stack of a thread that answers requests; NSS runs on it.
 const STACK_BYTES: usize = 512 << 10;
+
+/// Whom the daemon becomes, unless it is told; the first that there is: an account of its own, or one that Sendmail's
+/// packages have made. Debian's is `smmta`; `smmsp` comes with every Sendmail since 8.12.
+pub const DAEMON_USERS: [&str; 3] = ["diligence", "smmta", "smmsp"];
+/// What `run_as_user` says for a daemon that keeps root's rights.
+pub const ROOT: &str = "root";
 
 /// Which of the two processes returned.
 pub enum Half {
@@ -77,26 +84,70 @@ pub struct DaemonHalf {
     parent: Pid,
 }
 
-/// Whom the daemon is to become: the account that `run_as_user` names, if it can become somebody.
+/// Whose rights the daemon is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rights {
+    /// Those of the process: it is not root's, or of a sandbox, or told to keep root's.
+    Own,
+    /// Root's, as no account was found that it could become.
+    RootForLack,
+    /// Those of this account.
+    Of(Who),
+}
+
+impl Rights {
+    /// Whom the daemon becomes, if anybody.
+    #[must_use]
+    pub const fn user(self) -> Option<Who> {
+        match self {
+            Self::Of(user) => Some(user),
+            Self::Own | Self::RootForLack => None,
+        }
+    }
+}
+
+/// Whose rights the daemon is to have: those of the account that `run_as_user` names; without it of who owns the client
+/// queue that it runs, or of the first of [`DAEMON_USERS`] that there is. Where there is none it stays root, as mail that
+/// went before an upgrade is to go after it; who calls says so in the log. Blocks: as NSS does.
 ///
 /// # Errors
-/// There is no such account, or it is root's.
-pub fn daemon_user(config: &Config) -> io::Result<Option<Who>> {
-    let Some(name) = &config.deliver.run_as_user else {
-        return Ok(None);
-    };
-    if config.sandbox.is_some() || !Uid::effective().is_root() {
-        return Ok(None);
+/// The account that is named does not exist, or is root's by another name.
+pub fn daemon_rights(config: &Config) -> io::Result<Rights> {
+    let named = config.deliver.run_as_user.as_deref();
+    if config.sandbox.is_some() || !Uid::effective().is_root() || named == Some(ROOT) {
+        return Ok(Rights::Own);
     }
-    let found = Users::of_system().lookup(name).map_err(io::Error::other)?;
-    match found {
-        Some(user) if user.uid != 0 => Ok(Some(Who {
+    let users = Users::of_system();
+    let rights = |user: User| {
+        Rights::Of(Who {
             uid: user.uid,
             gid: user.gid,
-        })),
-        Some(_) => Err(io::Error::other(format!("run_as_user: {name} is root"))),
-        None => Err(io::Error::other(format!("run_as_user: no user {name}"))),
+        })
+    };
+    if let Some(name) = named {
+        return match users.lookup(name).map_err(io::Error::other)? {
+            Some(user) if user.uid != 0 => Ok(rights(user)),
+            Some(_) => Err(io::Error::other(format!("run_as_user: {name} is root"))),
+            None => Err(io::Error::other(format!("run_as_user: no user {name}"))),
+        };
     }
+    let client_queue = match config.role {
+        Role::Msp => Some(&config.paths.queue_directory),
+        Role::Mta => config.paths.client_queue_directory.as_ref(),
+    };
+    if let Some(seen) = client_queue.and_then(|queue| queue.metadata().ok())
+        && seen.uid() != 0
+        && let Some(user) = users.by_uid(seen.uid()).map_err(io::Error::other)?
+    {
+        return Ok(rights(user));
+    }
+    for name in DAEMON_USERS {
+        match users.lookup(name).map_err(io::Error::other)? {
+            Some(user) if user.uid != 0 => return Ok(rights(user)),
+            _ => {}
+        }
+    }
+    Ok(Rights::RootForLack)
 }
 
 /// Divides the process in two. Call it while it has one thread.
@@ -218,12 +269,16 @@ fn wait_for_daemon(daemon: Pid, signals: &SigSet) -> io::Result<ExitCode> {
 }
 
 impl DaemonHalf {
-    /// Gives the daemon's own places to its user: its queue, and the folder of its control socket.
+    /// Gives the daemon's own places to its user: its queue, its log file, and the folder of its control socket.
     ///
     /// # Errors
     /// The system's.
     pub fn give_places(&self, config: &Config) -> io::Result<()> {
         give_folder(&config.paths.queue_directory, 0o700, self.user, |_| true)?;
+        if let Some(log) = &config.log.file {
+            // A log that can't be written stops no mail; what there is to say of it, its writer says.
+            let _ = give_file(log, 0o640, self.user);
+        }
         let names = [
             &config.paths.control_socket,
             &config.paths.smtp_address_file,
@@ -246,13 +301,26 @@ impl DaemonHalf {
         Ok(())
     }
 
+    /// The groups of the daemon's user, but never root's. Blocks: as NSS does.
+    fn groups(&self) -> io::Result<Vec<Gid>> {
+        let own = Gid::from_raw(self.user.gid);
+        let users = Users::of_system();
+        let Some(user) = users.by_uid(self.user.uid).map_err(io::Error::other)? else {
+            return Ok(vec![own]);
+        };
+        let name = CString::new(user.name).map_err(io::Error::other)?;
+        let mut groups = nix::unistd::getgrouplist(&name, own)?;
+        groups.retain(|group| group.as_raw() != 0);
+        Ok(groups)
+    }
+
     /// Becomes the daemon's user for good, and ends with the part. Call it while the process has one thread.
     ///
     /// # Errors
     /// The system's, or the rights are still there; the process must then end.
     pub fn give_up_root(&self) -> io::Result<()> {
         let (uid, gid) = (Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid));
-        nix::unistd::setgroups(&[gid])?;
+        nix::unistd::setgroups(&self.groups()?)?;
         nix::unistd::setresgid(gid, gid, gid)?;
         nix::unistd::setresuid(uid, uid, uid)?;
         // No program that it may run after all gives rights back.
@@ -270,6 +338,23 @@ impl DaemonHalf {
         }
         Ok(())
     }
+}
+
+/// Gives a regular file that is root's to a user; makes it if it is missing.
+fn give_file(path: &Path, mode: u32, user: Who) -> io::Result<()> {
+    use rustix::fs::{Mode, OFlags, open};
+    let flags = OFlags::WRONLY
+        | OFlags::APPEND
+        | OFlags::CREATE
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK
+        | OFlags::CLOEXEC;
+    let file = File::from(open(path, flags, Mode::from_raw_mode(mode))?);
+    let seen = file.metadata()?;
+    if seen.is_file() && seen.uid() == 0 && seen.nlink() == 1 {
+        std::os::unix::fs::fchown(&file, Some(user.uid), Some(user.gid))?;
+    }
+    Ok(())
 }
 
 /// Gives a folder and the regular files in it that root left there to a user; makes it if it is missing. One that belongs
