@@ -438,7 +438,7 @@ pub enum RecipientState {
     /// Not tried, or deferred.
     Pending {
         /// The last outcome, if it was tried.
-        last: Option<Outcome>,
+        last: Option<Box<Outcome>>,
         /// Attempts so far.
         tries: u32,
     },

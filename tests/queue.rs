@@ -825,6 +825,55 @@ async fn a_queue_run_right_after_a_deferral_tries_the_message_again() {
     }
 }
 
+/// What is too much for one piece is worked on in several, under one lease; also where only queue runs deliver.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_for_very_many_is_tried_in_pieces_and_each_recipient_once_a_run() {
+    const COUNT: usize = 11_000;
+    for mode in [DeliveryMode::Background, DeliveryMode::Queue] {
+        let mut site = Site::new();
+        site.settings.mode = mode;
+        let targets: Vec<String> = (0..COUNT).map(|n| format!("x{n}@remote.test")).collect();
+        let is_deferred = |n: usize| n % 1000 == 7;
+        for (n, target) in targets.iter().enumerate() {
+            if is_deferred(n) {
+                site.bag.answer(target, Answer::Defer);
+            }
+        }
+        let queue = site.start();
+        let to: Vec<&str> = targets.iter().map(String::as_str).collect();
+        let id = site.accept("s@sender.test", &to).await;
+        queue.run_now(|_| true);
+        settle(&queue).await;
+        let tries = |site: &Site| {
+            let mut tries: HashMap<String, usize> = HashMap::new();
+            for (_, target) in site.bag.attempts.lock().unwrap().iter() {
+                *tries.entry(target.clone()).or_default() += 1;
+            }
+            targets
+                .iter()
+                .map(|t| tries.get(t).copied().unwrap_or(0))
+                .collect::<Vec<_>>()
+        };
+        assert!(tries(&site).iter().all(|count| *count == 1), "{mode:?}");
+        let message = site.spool.message(id).unwrap();
+        let pending = message
+            .recipients
+            .iter()
+            .filter(|(_, state)| !state.is_final());
+        assert_eq!(pending.count(), COUNT / 1000);
+        queue.run_now(|_| true);
+        settle(&queue).await;
+        for (n, count) in tries(&site).into_iter().enumerate() {
+            assert_eq!(count, if is_deferred(n) { 2 } else { 1 }, "{mode:?}: {n}");
+        }
+        site.bag.answers.lock().unwrap().clear();
+        queue.run_now(|_| true);
+        settle(&queue).await;
+        assert_eq!(site.spool.ids(), []);
+        within(queue.shutdown()).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_over_held_messages_tries_them_and_leaves_them_held() {
     let site = Site::new();

@@ -327,14 +327,15 @@ pub(crate) mod tests {
                 (
                     other,
                     RecipientState::Pending {
-                        last: outcome("Deferred: 450 busy", Some("450 busy")),
+                        last: outcome("Deferred: 450 busy", Some("450 busy")).map(Box::new),
                         tries: 2,
                     },
                 ),
                 (
                     child,
                     RecipientState::Pending {
-                        last: outcome("Deferred: Connection refused by mx.dead.test.", None),
+                        last: outcome("Deferred: Connection refused by mx.dead.test.", None)
+                            .map(Box::new),
                         tries: 1,
                     },
                 ),

@@ -1,10 +1,13 @@
 //! Updates of messages with very many recipients, in pieces that the journal takes (SPOOL 3).
 //!
-//! An expansion that is too large is recorded as far as it fits, with a recipient that stands for the rest; nothing is
-//! attempted before the rest is recorded too. What is recorded already is not found again by the walk of the rest, so that
-//! a crash between two pieces repeats nothing. Outcomes that no report is made of are recorded ahead of the others;
+//! An expansion that is too large is recorded as far as it fits, with a recipient that stands for the rest and is the
+//! next to be expanded; nothing is attempted before the rest is recorded too. After a crash between two pieces the list is
+//! walked again, which does not find what is recorded already, so that nothing is repeated. Outcomes that no report is made of are recorded ahead of the others;
 //! failures beyond what one report holds wait for the next run, which is due at once. Pure.
 //! Limits: what the spool's `update_bytes_max` gives.
+
+use std::collections::VecDeque;
+use std::vec::IntoIter;
 
 use super::report::Result;
 use crate::envelope::{Delivery, Outcome, Recipient, RecipientId};
@@ -18,42 +21,78 @@ const OUTCOME_BYTES: usize = 128;
 /// What a recipient takes in a report, with its outcome's texts, at most.
 const REPORTED_BYTES: usize = 2048;
 
-/// As much of the expansions as one update holds.
-pub(super) fn bounded(
-    expansions: Vec<(RecipientId, Vec<Recipient>)>,
-    message: &StoredMessage,
-    bytes_max: usize,
-) -> Vec<(RecipientId, Vec<Recipient>)> {
-    let mut room = bytes_max;
-    let mut taken = Vec::new();
-    for (id, mut children) in expansions {
-        let mut count = 0;
-        for child in &children {
-            let Some(left) = room.checked_sub(bytes_of(child)) else {
-                break;
-            };
-            room = left;
-            count += 1;
+/// What aliases of a message led to and is not recorded yet.
+pub(super) struct Unrecorded {
+    /// By the recipient that is replaced: its number, itself, and whom it leads to.
+    expansions: VecDeque<(RecipientId, Recipient, IntoIter<Recipient>)>,
+    /// How many recipients the message has, those of recorded expansions included.
+    known: u32,
+}
+
+impl Unrecorded {
+    pub(super) fn new(
+        expansions: Vec<(RecipientId, Vec<Recipient>)>,
+        message: &StoredMessage,
+    ) -> Self {
+        let replaced = |id: RecipientId| {
+            let at = usize::try_from(id.0).ok()?;
+            message.recipients.get(at).map(|(recipient, _)| recipient)
+        };
+        Self {
+            known: u32::try_from(message.recipients.len()).unwrap_or(u32::MAX),
+            expansions: expansions
+                .into_iter()
+                .filter_map(|(id, children)| {
+                    Some((id, replaced(id)?.clone(), children.into_iter()))
+                })
+                .collect(),
         }
-        if count == children.len() {
-            taken.push((id, children));
-            continue;
-        }
-        // At least one goes into the first, so that each piece comes further than the one before.
-        if count == 0 && !taken.is_empty() {
-            break;
-        }
-        children.truncate(count.max(1));
-        let at = usize::try_from(id.0).unwrap_or(usize::MAX);
-        if let Some((parent, _)) = message.recipients.get(at) {
-            let mut rest = rest_of(parent);
-            rest.parent = Some(id);
-            children.push(rest);
-        }
-        taken.push((id, children));
-        break;
     }
-    taken
+
+    /// As much as one update holds; `None` when all is recorded. The next call takes the update for recorded, and goes on
+    /// with the recipient that stands for the rest, whose number follows from the order in which the spool gives them.
+    pub(super) fn next_update(
+        &mut self,
+        bytes_max: usize,
+    ) -> Option<Vec<(RecipientId, Vec<Recipient>)>> {
+        let mut room = bytes_max;
+        let mut taken = Vec::new();
+        while let Some((id, replaced, mut children)) = self.expansions.pop_front() {
+            let mut count = 0;
+            for child in children.as_slice() {
+                let Some(left) = room.checked_sub(bytes_of(child)) else {
+                    break;
+                };
+                room = left;
+                count += 1;
+            }
+            let is_whole = count == children.len();
+            // At least one goes into the first, so that each piece comes further than the one before.
+            if !is_whole && count == 0 && !taken.is_empty() {
+                self.expansions.push_front((id, replaced, children));
+                break;
+            }
+            let mut piece: Vec<Recipient> = children.by_ref().take(count.max(1)).collect();
+            for child in &mut piece {
+                child.parent = Some(id);
+            }
+            if !is_whole {
+                let mut rest = rest_of(&replaced);
+                rest.parent = Some(id);
+                piece.push(rest.clone());
+                let last = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+                let rest_id = RecipientId(self.known.saturating_add(last).saturating_sub(1));
+                self.expansions.push_front((rest_id, rest, children));
+            }
+            let added = u32::try_from(piece.len()).unwrap_or(u32::MAX);
+            self.known = self.known.saturating_add(added);
+            taken.push((id, piece));
+            if !is_whole {
+                break;
+            }
+        }
+        (!taken.is_empty()).then_some(taken)
+    }
 }
 
 fn bytes_of(recipient: &Recipient) -> usize {
@@ -171,21 +210,53 @@ mod tests {
                 (RecipientId(1), children(2)),
             ]
         };
-        let whole = bounded(expansions(), &message, each * 12);
-        assert_eq!(whole, expansions());
-        // The second is found again once the first is recorded.
-        let first = bounded(expansions(), &message, each * 11);
-        assert_eq!(first[0].1.len(), 10);
-        assert_eq!(first[1].1.len(), 2);
-        assert_eq!(first[1].1[1].target, ":rest:other");
-        let part = bounded(expansions(), &message, each * 4);
-        assert_eq!(part.len(), 1);
-        assert_eq!(part[0].1.len(), 5);
-        assert_eq!(part[0].1[4].target, ":rest:list");
-        assert_eq!(part[0].1[4].parent, Some(RecipientId(0)));
-        // However small the room, it goes on.
-        let least = bounded(expansions(), &message, 1);
-        assert_eq!(least[0].1.len(), 2);
+        let updates = |bytes_max: usize| {
+            let mut unrecorded = Unrecorded::new(expansions(), &message);
+            let mut updates = Vec::new();
+            while let Some(update) = unrecorded.next_update(bytes_max) {
+                updates.push(update);
+            }
+            updates
+        };
+        let shape = |update: &Vec<(RecipientId, Vec<Recipient>)>| {
+            let of = |(id, children): &(RecipientId, Vec<Recipient>)| (id.0, children.len());
+            update.iter().map(of).collect::<Vec<_>>()
+        };
+        let shapes = |bytes_max| updates(bytes_max).iter().map(shape).collect::<Vec<_>>();
+        assert_eq!(shapes(each * 12), [vec![(0, 10), (1, 2)]]);
+        // Two of the envelope, ten and one and the rest, which is number 13.
+        assert_eq!(shapes(each * 11), [vec![(0, 10), (1, 2)], vec![(13, 1)]]);
+        let cut = updates(each * 11);
+        assert_eq!(cut[0][1].1[1].target, ":rest:other");
+        assert_eq!(cut[1][0].1[0].target, "m0001");
+        assert_eq!(cut[1][0].1[0].parent, Some(RecipientId(13)));
+        assert_eq!(
+            shapes(each * 4),
+            [vec![(0, 5)], vec![(6, 5)], vec![(11, 2), (1, 2)]]
+        );
+        let cut = updates(each * 4);
+        assert_eq!(cut[0][0].1[4].target, ":rest:list");
+        assert_eq!(cut[1][0].1[4].target, ":rest:list");
+        assert_eq!(cut[1][0].1[4].parent, Some(RecipientId(6)));
+        // However small the room, it goes on, and nobody is left out.
+        for bytes_max in [1, each, each * 3, each * 7] {
+            let mut targets: Vec<String> = updates(bytes_max)
+                .into_iter()
+                .flatten()
+                .flat_map(|(_, children)| children)
+                .map(|child| child.target)
+                .filter(|target| !target.starts_with(":rest:"))
+                .collect();
+            assert_eq!(targets.len(), 12, "{bytes_max}");
+            targets.sort();
+            targets.dedup();
+            assert_eq!(targets.len(), 10);
+        }
+        assert!(
+            Unrecorded::new(Vec::new(), &message)
+                .next_update(1)
+                .is_none()
+        );
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Order (I7, SPOOL 5): what aliases lead to is recorded and durable before any of it is attempted; then one update
 //! holds every outcome of the run, the next due time and the reports they ask for, and the spool removes a message of
 //! which nothing is pending in the same transaction. The update is handed over, not waited for: the message's permit
-//! of the window is given back when it is durable.
+//! of the window is given back when it is durable. A message with very many recipients is worked on in pieces of
+//! [`PIECE_RECIPIENTS_MAX`], each recorded before the next is attempted, under one lease.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
@@ -36,9 +37,26 @@ const PRIORITY_OF_ATTEMPT: i64 = 90_000;
 /// The LogLevel at which the output of programs that deliver is logged: that of failures.
 const OUTPUT_LOG_LEVEL: u32 = 8;
 
-/// What routing made of a message.
+/// Recipients that are routed, attempted and recorded together.
+const PIECE_RECIPIENTS_MAX: usize = 5000;
+
+/// A message as it was read, and how far it has been worked on.
+struct Begun {
+    message: StoredMessage,
+    /// Recipients known so far.
+    taken: Taken,
+    /// Where the next piece begins.
+    next: usize,
+}
+
+/// What routing made of a piece of a message.
 struct Plan {
     message: StoredMessage,
+    taken: Taken,
+    /// Where the next piece begins, if there is one.
+    next: Option<usize>,
+    /// How often the piece was tried before.
+    tries: u32,
     /// Who stands behind it, for the log.
     sender: Option<ControllingUser>,
     /// Recipients that aliases replace; if there are any, nothing else is done before they are recorded.
@@ -87,10 +105,12 @@ pub(super) async fn run(
     let id = lease.id();
     let may_be_held = lease.may_be_held();
     let verbose = shared.verbose(id);
-    let plan = loop {
+    let (mut lease, mut place) = (lease, Some(place));
+    let mut begun = None;
+    loop {
         let worker = Arc::clone(&shared);
-        let planned = tokio::task::spawn_blocking(move || plan(&worker, id, may_be_held)).await;
-        let planned = match planned {
+        let work = move || plan(&worker, id, begun, may_be_held);
+        let planned = match tokio::task::spawn_blocking(work).await {
             Ok(planned) => planned,
             Err(error) => {
                 let text = format!("routing ended by an internal error: {error}");
@@ -115,54 +135,89 @@ pub(super) async fn run(
         if let Some(verbose) = &verbose {
             plan.lines.drain(..).for_each(|line| verbose(&line));
         }
-        if plan.expansions.is_empty() {
-            break plan;
-        }
-        // I7: durable before any child is attempted; then looked at afresh, with the ids the spool gave.
-        let update = Update {
-            expansions: bulk::bounded(
-                std::mem::take(&mut plan.expansions),
-                &plan.message,
-                shared.spool.update_bytes_max(),
-            ),
-            ..Update::default()
-        };
-        let recorded = match shared.spool.record(&lease, update) {
-            Ok(ticket) => ticket.await.map(|_| ()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = recorded {
-            not_recorded(&shared, lease, &error);
-            return;
-        }
-    };
-
-    let groups = plan.groups.iter();
-    let destinations: Vec<Destination> = groups.map(|group| group.destination.clone()).collect();
-    let (lease, slots) = if destinations.is_empty() {
-        (lease, Vec::new())
-    } else {
-        let now = shared.clock.monotonic();
-        match shared.hosts.start_or_park(lease, &destinations, now) {
-            Start::Slots(lease, slots) => (lease, slots),
-            Start::Parked => return,
-            Start::Refused(lease) => {
-                put_off(&shared, lease, &plan, window);
+        if !plan.expansions.is_empty() {
+            if let Err(error) = expand(&shared, &lease, plan).await {
+                not_recorded(&shared, lease, &error);
                 return;
             }
+            // Looked at afresh, with the ids the spool gave.
+            begun = None;
+            continue;
         }
-    };
-    let place = Place::new(OwnPlace {
-        permit: Some(place),
-        shared: Arc::clone(&shared),
-    });
-    let ended = attempt(&shared, &plan, slots, place, verbose.as_ref()).await;
-    record(&shared, lease, plan, ended, window).await;
-    shared.unwatch(id);
+        let groups = plan.groups.iter();
+        let destinations: Vec<Destination> =
+            groups.map(|group| group.destination.clone()).collect();
+        let slots = if destinations.is_empty() {
+            Vec::new()
+        } else {
+            let now = shared.clock.monotonic();
+            match shared.hosts.start_or_park(lease, &destinations, now) {
+                Start::Slots(kept, slots) => {
+                    lease = kept;
+                    slots
+                }
+                Start::Parked => return,
+                Start::Refused(kept) => {
+                    put_off(&shared, kept, &plan, window);
+                    return;
+                }
+            }
+        };
+        let permit = match place.take() {
+            Some(permit) => permit,
+            None => match Arc::clone(&shared.places).acquire_owned().await {
+                Ok(permit) => permit,
+                // Places are never closed; without one nothing is attempted.
+                Err(_) => return,
+            },
+        };
+        let own_place = Place::new(OwnPlace {
+            permit: Some(permit),
+            shared: Arc::clone(&shared),
+        });
+        let ended = attempt(&shared, &mut plan, slots, own_place, verbose.as_ref()).await;
+        let Some(next) = plan.next else {
+            record(&shared, lease, plan, ended, window).await;
+            shared.unwatch(id);
+            return;
+        };
+        match record_piece(&shared, &lease, plan, ended).await {
+            Some((message, taken)) => {
+                begun = Some(Begun {
+                    message,
+                    taken,
+                    next,
+                });
+            }
+            None => return,
+        }
+    }
 }
 
-/// Reads and routes a message. `None` if there is nothing to do for it. Blocks: disk, and as routing does.
-fn plan(shared: &Shared, id: MessageId, may_be_held: bool) -> Result<Option<Plan>, SpoolError> {
+/// Records what aliases lead to. I7: durable before any of it is attempted.
+async fn expand(shared: &Shared, lease: &Lease, plan: Plan) -> Result<(), SpoolError> {
+    let Plan {
+        expansions,
+        message,
+        taken,
+        ..
+    } = plan;
+    drop(taken);
+    let mut unrecorded = bulk::Unrecorded::new(expansions, &message);
+    drop(message);
+    let bytes_max = shared.spool.expansion_bytes_max();
+    while let Some(expansions) = unrecorded.next_update(bytes_max) {
+        let update = Update {
+            expansions,
+            ..Update::default()
+        };
+        shared.spool.record(lease, update)?.await?;
+    }
+    Ok(())
+}
+
+/// Reads a message, for a run from its first recipient on. `None` if it is not to be tried. Blocks: disk.
+fn begin(shared: &Shared, id: MessageId, may_be_held: bool) -> Result<Option<Begun>, SpoolError> {
     let message = match shared.spool.message(id) {
         Ok(message) => message,
         Err(SpoolError::NotFound(_)) => return Ok(None),
@@ -171,13 +226,49 @@ fn plan(shared: &Shared, id: MessageId, may_be_held: bool) -> Result<Option<Plan
     if message.is_held && !may_be_held {
         return Ok(None);
     }
-    let router = &shared.router;
     let mut taken = Taken::new();
     for (recipient, state) in &message.recipients {
         if state.is_final() {
-            taken.note(router, recipient, state);
+            taken.note(&shared.router, recipient, state);
         }
     }
+    Ok(Some(Begun {
+        message,
+        taken,
+        next: 0,
+    }))
+}
+
+/// Reads a message, unless it was, and routes its next piece. `None` if there is nothing to do for it. Blocks: disk, and
+/// as routing does.
+fn plan(
+    shared: &Shared,
+    id: MessageId,
+    begun: Option<Begun>,
+    may_be_held: bool,
+) -> Result<Option<Plan>, SpoolError> {
+    let begun = match begun {
+        Some(begun) => Some(begun),
+        None => begin(shared, id, may_be_held)?,
+    };
+    let Some(Begun {
+        message,
+        mut taken,
+        next: first,
+    }) = begun
+    else {
+        return Ok(None);
+    };
+    let router = &shared.router;
+    // What is left of an expansion comes before all else.
+    let is_rest = |recipient: &Recipient| recipient.parent.is_some() && router.is_rest(recipient);
+    let has_rest = message
+        .recipients
+        .iter()
+        .any(|(recipient, state)| !state.is_final() && is_rest(recipient));
+    let mut next = None;
+    let mut taken_on = 0;
+    let mut tries_before = 0;
     let mut expansions = Vec::new();
     let mut settled = Vec::new();
     // What is said of an expansion is said when it is recorded, the rest when the message is looked at afresh.
@@ -186,11 +277,21 @@ fn plan(shared: &Shared, id: MessageId, may_be_held: bool) -> Result<Option<Plan
     let mut positions: HashMap<(Destination, Option<String>), usize> = HashMap::new();
     let is_null = message.envelope.reverse_path == ReversePath::Null;
     let mut is_pending = false;
-    for (number, (recipient, state)) in (0_u32..).zip(&message.recipients) {
-        if state.is_final() {
+    for (number, (recipient, state)) in (0_u32..).zip(&message.recipients).skip(first) {
+        let RecipientState::Pending { tries, .. } = state else {
+            continue;
+        };
+        is_pending = true;
+        if has_rest && recipient.parent.is_some() && !is_rest(recipient) {
+            taken.note(router, recipient, state);
             continue;
         }
-        is_pending = true;
+        if taken_on == PIECE_RECIPIENTS_MAX && !has_rest {
+            next = usize::try_from(number).ok();
+            break;
+        }
+        taken_on += 1;
+        tries_before = tries_before.max(*tries);
         let id = RecipientId(number);
         let route = router.resolve(recipient, &mut taken);
         let say = |lines: &mut Vec<String>, text: &str| {
@@ -280,6 +381,9 @@ fn plan(shared: &Shared, id: MessageId, may_be_held: bool) -> Result<Option<Plan
         .or_else(|| router.controlling_user(&message.envelope.reverse_path));
     Ok(Some(Plan {
         message,
+        taken,
+        next,
+        tries: tries_before,
         sender,
         lines: if expansions.is_empty() { lines } else { steps },
         expansions,
@@ -331,7 +435,7 @@ fn next_hop(hop: Hop) -> NextHop {
 /// Makes the attempts for which there are slots, all at once.
 async fn attempt(
     shared: &Arc<Shared>,
-    plan: &Plan,
+    plan: &mut Plan,
     slots: Vec<(usize, HostSlot)>,
     place: Place,
     verbose: Option<&Verbose>,
@@ -347,7 +451,7 @@ async fn attempt(
     let envelope = Arc::new(plan.message.envelope.clone());
     let mut attempts = Vec::new();
     for (at, slot) in slots {
-        let Some(group) = plan.groups.get(at) else {
+        let Some(group) = plan.groups.get_mut(at) else {
             continue;
         };
         let envelope = match group.sender.as_deref().map(Address::parse) {
@@ -360,11 +464,11 @@ async fn attempt(
         let attempt = Attempt {
             id,
             envelope,
-            recipients: group.recipients.clone(),
+            recipients: std::mem::take(&mut group.recipients),
             content: rewritten(&shared.router, &content, &group.destination),
             content_bytes: plan.message.content_bytes,
             verbose: verbose.cloned(),
-            is_first: tries_of(&plan.message) == 0,
+            is_first: plan.tries == 0,
             place: place.clone(),
         };
         let work = (shared.deliver)(group.destination.clone(), attempt);
@@ -411,30 +515,39 @@ fn rewritten(
     Arc::new(move || Ok(router.rewritten(content()?, to)))
 }
 
-/// Hands over what the run came to, in one update.
-async fn record(
+/// What a piece came to, ready to be recorded.
+struct Recorded {
+    /// Recorded ahead of the rest; nothing is reported of it.
+    early: Vec<Update>,
+    last: Update,
+    wanted: Vec<Wanted>,
+}
+
+/// Judges and logs what a piece came to, and composes its reports.
+async fn conclude(
     shared: &Arc<Shared>,
-    lease: Lease,
-    plan: Plan,
+    lease: &Lease,
+    plan: &mut Plan,
     mut ended: Vec<Ended>,
-    window: OwnedSemaphorePermit,
-) {
-    let message = &plan.message;
+) -> Recorded {
     ended.insert(
         0,
         Ended {
-            outcomes: plan.settled,
+            outcomes: std::mem::take(&mut plan.settled),
             took: None,
         },
     );
+    let message = &plan.message;
     let age = Duration::from_millis(
         shared
             .steady_unix_ms()
             .saturating_sub(message.envelope.arrival.unix_ms),
     );
-    let tries = tries_of(message);
-    // Before the log tells of it: who reads that and asks for a queue run gets this message tried again.
-    shared.spool.end_attempt(&lease);
+    let tries = plan.tries;
+    if plan.next.is_none() {
+        // Before the log tells of it: who reads that and asks for a queue run gets this message tried again.
+        shared.spool.end_attempt(lease);
+    }
     log(shared, message, plan.sender.as_ref(), &ended, age, tries);
 
     let policy = &shared.settings.retry;
@@ -455,27 +568,13 @@ async fn record(
         results,
         is_cut,
     } = bulk::Results::new(results, shared.spool.update_bytes_max());
-    for outcomes in early {
-        let update = Update {
-            outcomes,
-            next_due_unix_ms: Some(due_after(
-                shared,
-                policy.next_due_in(tries.saturating_add(1), age),
-            )),
-            has_warned: message.has_warned,
-            ..Update::default()
-        };
-        // Waited for: whether anything is pending is asked of what is recorded.
-        let recorded = match shared.spool.record(&lease, update) {
-            Ok(ticket) => ticket.await.map(|_| ()),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = recorded {
-            let text = format!("outcome not recorded: {error}");
-            shared.maillog.system_error(Some(message.id), "root", &text);
-            return;
-        }
-    }
+    let retry_unix_ms = due_after(shared, policy.next_due_in(tries.saturating_add(1), age));
+    let early = early.into_iter().map(|outcomes| Update {
+        outcomes,
+        next_due_unix_ms: Some(retry_unix_ms),
+        has_warned: message.has_warned,
+        ..Update::default()
+    });
     let ages = Ages {
         warned_at: policy
             .warn_after
@@ -495,41 +594,111 @@ async fn record(
     let is_deferred = results
         .iter()
         .any(|result| result.outcome.result == Delivery::Deferred);
-    let update = Update {
+    let last = Update {
         outcomes: results.into_iter().map(|r| (r.id, r.outcome)).collect(),
         next_due_unix_ms: if is_cut {
             Some(due_after(shared, Duration::ZERO))
         } else {
-            is_deferred.then(|| due_after(shared, policy.next_due_in(tries.saturating_add(1), age)))
+            is_deferred.then_some(retry_unix_ms)
         },
         has_warned,
         reports,
         ..Update::default()
     };
-    let ids: Vec<_> = update.reports.iter().map(|report| report.id).collect();
-    match shared.spool.finish(lease, update) {
+    Recorded {
+        early: early.collect(),
+        last,
+        wanted,
+    }
+}
+
+/// Records an update and waits for it; whether it is durable.
+async fn record_now(shared: &Shared, lease: &Lease, update: Update) -> bool {
+    let recorded = match shared.spool.record(lease, update) {
+        Ok(ticket) => ticket.await.map(|_| ()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = &recorded {
+        outcome_lost(shared, lease.id(), error);
+    }
+    recorded.is_ok()
+}
+
+fn outcome_lost(shared: &Shared, id: MessageId, error: &SpoolError) {
+    let text = format!("outcome not recorded: {error}");
+    shared.maillog.system_error(Some(id), "root", &text);
+}
+
+fn log_reports(shared: &Shared, id: MessageId, wanted: &[Wanted], reports: &[MessageId]) {
+    for (wanted, report) in wanted.iter().zip(reports) {
+        shared
+            .maillog
+            .report_made(id, *report, wanted.cause, &wanted.reason);
+    }
+}
+
+fn ids_of(reports: &[NewMessage]) -> Vec<MessageId> {
+    reports.iter().map(|report| report.id).collect()
+}
+
+/// Records a piece that is not the last, durably; gives back what the next one needs, or nothing after an error.
+async fn record_piece(
+    shared: &Arc<Shared>,
+    lease: &Lease,
+    mut plan: Plan,
+    ended: Vec<Ended>,
+) -> Option<(StoredMessage, Taken)> {
+    let Recorded {
+        early,
+        last,
+        wanted,
+    } = conclude(shared, lease, &mut plan, ended).await;
+    plan.message.has_warned |= last.has_warned;
+    let reports = ids_of(&last.reports);
+    for update in early.into_iter().chain([last]) {
+        if !record_now(shared, lease, update).await {
+            return None;
+        }
+    }
+    log_reports(shared, plan.message.id, &wanted, &reports);
+    Some((plan.message, plan.taken))
+}
+
+/// Hands over what the run came to, in one update.
+async fn record(
+    shared: &Arc<Shared>,
+    lease: Lease,
+    mut plan: Plan,
+    ended: Vec<Ended>,
+    window: OwnedSemaphorePermit,
+) {
+    let Recorded {
+        early,
+        last,
+        wanted,
+    } = conclude(shared, &lease, &mut plan, ended).await;
+    let id = plan.message.id;
+    for update in early {
+        // Waited for: whether anything is pending is asked of what is recorded.
+        if !record_now(shared, &lease, update).await {
+            return;
+        }
+    }
+    let reports = ids_of(&last.reports);
+    match shared.spool.finish(lease, last) {
         Ok(ticket) => {
-            for (wanted, report) in wanted.iter().zip(ids) {
-                shared
-                    .maillog
-                    .report_made(message.id, report, wanted.cause, &wanted.reason);
-            }
+            log_reports(shared, id, &wanted, &reports);
             let shared = Arc::clone(shared);
-            let id = message.id;
             tokio::spawn(async move {
                 let result = ticket.await;
                 drop(window);
                 shared.wake.notify_one();
                 if let Err(error) = result {
-                    let text = format!("outcome not recorded: {error}");
-                    shared.maillog.system_error(Some(id), "root", &text);
+                    outcome_lost(&shared, id, &error);
                 }
             });
         }
-        Err(error) => {
-            let text = format!("outcome not recorded: {error}");
-            shared.maillog.system_error(Some(message.id), "root", &text);
-        }
+        Err(error) => outcome_lost(shared, id, &error),
     }
 }
 
@@ -654,7 +823,7 @@ fn log(
 
 /// No room even to wait for a host: tried again by its due time.
 fn put_off(shared: &Arc<Shared>, lease: Lease, plan: &Plan, window: OwnedSemaphorePermit) {
-    let tries = tries_of(&plan.message).saturating_add(1);
+    let tries = plan.tries.saturating_add(1);
     let outcomes = plan.groups.iter().flat_map(|group| {
         group.recipients.iter().map(|recipient| {
             let text = "Deferred: too many messages wait for this host";
@@ -701,19 +870,6 @@ fn keep_aside(shared: &Shared, lease: Lease) {
     kept.push_back(lease);
     drop(kept);
     drop(oldest);
-}
-
-/// How often a message was tried before this run.
-fn tries_of(message: &StoredMessage) -> u32 {
-    message
-        .recipients
-        .iter()
-        .map(|(_, state)| match state {
-            RecipientState::Pending { tries, .. } => *tries,
-            _ => 0,
-        })
-        .max()
-        .unwrap_or(0)
 }
 
 fn recipient(message: &StoredMessage, id: RecipientId) -> Option<&Recipient> {

@@ -13,13 +13,14 @@
 #![deny(clippy::indexing_slicing)]
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::sync::Arc;
 
 use super::forward::Found;
 use super::resolve::{LOOP, LOOP_TEXT, Place, UNKNOWN_TEXT};
 use super::tables::Placed;
-use super::target::{Target, quote_local, split};
+use super::target::{REST, Target, quote_local, split};
 use super::{Route, RouteError, Router};
 use crate::address::Address;
 use crate::envelope::{ControllingUser, Recipient, RecipientState};
@@ -37,9 +38,13 @@ const STEPS_TOLD_MAX: usize = 10_000;
 pub(super) const LIST_PROBLEM: Status = Status::new(5, 2, 4);
 
 /// The recipients that a message has already, so that nobody gets it twice.
+///
+/// Kept are fingerprints of 128 bits under random keys, a quarter of what the addresses take: that two addresses of a
+/// message have the same one is less likely than that a computer's memory forgets one.
 #[derive(Debug, Default)]
 pub struct Taken {
-    keys: HashSet<String>,
+    keys: HashSet<u128>,
+    hashers: [RandomState; 2],
 }
 
 impl Taken {
@@ -54,13 +59,19 @@ impl Taken {
         if *state != RecipientState::Expanded {
             let target = Target::parse(&recipient.target);
             let acting = recipient.controlling_user.as_ref();
-            self.keys.insert(router.key_acting(&target, acting));
+            self.take(&router.key_acting(&target, acting));
         }
     }
 
     /// Adds a key; `false` if it was there.
-    pub(super) fn take(&mut self, key: String) -> bool {
+    pub(super) fn take(&mut self, key: &str) -> bool {
+        let key = self.fingerprint(key);
         self.keys.insert(key)
+    }
+
+    fn fingerprint(&self, key: &str) -> u128 {
+        let [high, low] = &self.hashers;
+        u128::from(high.hash_one(key)) << 64 | u128::from(low.hash_one(key))
     }
 }
 
@@ -75,8 +86,6 @@ pub(super) struct End {
     pub(super) text: String,
     /// With whose rights programs are run and files written; `None`: it must not be used so.
     pub(super) controlling_user: Option<ControllingUser>,
-    /// The envelope sender, if a list on the way has an owner.
-    pub(super) sender: Option<String>,
     /// Where it stands, if in a file.
     pub(super) origin: Option<Origin>,
     /// Why it leads nowhere, where that is known: a list that can't be opened.
@@ -92,7 +101,6 @@ impl End {
             target,
             text: text.to_owned(),
             controlling_user: None,
-            sender: None,
             origin: None,
             failure: None,
             via: None,
@@ -111,18 +119,26 @@ fn place_of(origin: Option<&Origin>) -> String {
     })
 }
 
-/// Whether the steps of a walk are wanted, which are many for a long list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Steps {
-    Told,
-    Untold,
+/// What is wanted of a walk. Steps and where the ends stand are much for a long list.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wanted<'a> {
+    /// The steps, and the ends.
+    Steps,
+    /// The ends.
+    Ends,
+    /// The recipients that replace this one, and nothing else.
+    Recipients(&'a Recipient),
 }
 
 /// What an alias leads to.
 #[derive(Debug, Default)]
 pub(super) struct Ends {
-    /// The ends, duplicates left out.
+    /// The ends, duplicates left out, if they are wanted.
     pub(super) targets: Vec<End>,
+    /// The same as recipients, if those are.
+    recipients: Vec<Recipient>,
+    /// How many of these lead nowhere, and why the first does.
+    failures: (usize, Option<String>),
     /// What was looked up on the way: `info... aliased to alice, bob`.
     pub(super) steps: Vec<String>,
     /// What the first step says: `aliased to alice, bob`.
@@ -139,8 +155,15 @@ impl Router {
         recipient: &Recipient,
         taken: &mut Taken,
     ) -> Result<Option<Route>, RouteError> {
-        let ends = self.ends_of(local, &recipient.shown(), taken, Steps::Untold)?;
-        Ok(ends.map(|ends| expanded(ends, recipient)))
+        let wanted = Wanted::Recipients(recipient);
+        let ends = self.ends_of(local, &recipient.shown(), taken, wanted)?;
+        Ok(ends.map(expanded))
+    }
+
+    /// Whether a recipient stands for what is left of an expansion.
+    #[must_use]
+    pub fn is_rest(&self, recipient: &Recipient) -> bool {
+        recipient.target.starts_with(REST)
     }
 
     /// Expands a list that could not be opened when it was come across, or that became one since.
@@ -150,13 +173,14 @@ impl Router {
         recipient: &Recipient,
         taken: &mut Taken,
     ) -> Result<Route, RouteError> {
-        let mut walk = Walk::new(self, taken, &recipient.shown(), Steps::Untold);
+        let wanted = Wanted::Recipients(recipient);
+        let mut walk = Walk::new(self, taken, &recipient.shown(), wanted);
         walk.controlling_user
             .clone_from(&recipient.controlling_user);
         match walk.include(path) {
-            Ok(()) => Ok(expanded(walk.end(taken), recipient)),
+            Ok(()) => Ok(expanded(walk.end(taken))),
             Err(error) => {
-                taken.keys = walk.taken;
+                *taken = walk.taken;
                 Err(error)
             }
         }
@@ -169,17 +193,17 @@ impl Router {
         local: &str,
         shown: &str,
         taken: &mut Taken,
-        steps: Steps,
+        wanted: Wanted<'_>,
     ) -> Result<Option<Ends>, RouteError> {
-        let mut walk = Walk::new(self, taken, shown, steps);
+        let mut walk = Walk::new(self, taken, shown, wanted);
         match walk.follow(local, shown) {
             Ok(true) => Ok(Some(walk.end(taken))),
             Ok(false) => {
-                taken.keys = walk.taken;
+                *taken = walk.taken;
                 Ok(None)
             }
             Err(error) => {
-                taken.keys = walk.taken;
+                *taken = walk.taken;
                 Err(error)
             }
         }
@@ -187,56 +211,35 @@ impl Router {
 }
 
 /// The route that a walk's ends are.
-fn expanded(ends: Ends, recipient: &Recipient) -> Route {
+fn expanded(ends: Ends) -> Route {
+    let Ends {
+        recipients: children,
+        failures: (failed, failure),
+        broken,
+        shown,
+        ..
+    } = ends;
     // If nothing leads anywhere it is the recipient itself that fails.
-    if ends.targets.iter().all(|end| end.failure.is_some()) {
-        if let Some((status, text)) = ends.broken {
+    if failed == children.len() {
+        if let Some((status, text)) = broken {
             return Route::Failed { status, text };
         }
-        if let Some(text) = ends.targets.into_iter().find_map(|end| end.failure) {
+        if let Some(text) = failure {
             let status = LIST_PROBLEM;
             return Route::Failed { status, text };
         }
-        return Route::Expand {
-            children: Vec::new(),
-            shown: ends.shown,
-        };
     }
-    let children = ends
-        .targets
-        .into_iter()
-        .map(|end| Recipient {
-            controlling_user: match end.target {
-                Target::Program(_) | Target::File(_) => end.controlling_user,
-                _ => end
-                    .controlling_user
-                    .or_else(|| recipient.controlling_user.clone()),
-            },
-            target: match end.target {
-                Target::Program(_) => end.text,
-                target => target.to_text(),
-            },
-            has_brackets: false,
-            parent: None,
-            notify: recipient.notify,
-            original_recipient: recipient.original_recipient.clone(),
-            sender: end.sender.or_else(|| recipient.sender.clone()),
-        })
-        .collect();
-    Route::Expand {
-        children,
-        shown: ends.shown,
-    }
+    Route::Expand { children, shown }
 }
 
 /// One walk. What it finds is added to `taken` only when it has come to its end.
 struct Walk<'r> {
     router: &'r Router,
-    taken: HashSet<String>,
+    taken: Taken,
     depth_max: usize,
-    steps: Steps,
-    /// Keys of the ends found.
-    seen: HashSet<String>,
+    wanted: Wanted<'r>,
+    /// Fingerprints of the ends found.
+    seen: HashSet<u128>,
     /// Names and lists followed.
     walked: HashSet<String>,
     /// The names and lists that led to where we are.
@@ -257,15 +260,15 @@ struct Walk<'r> {
 }
 
 impl<'r> Walk<'r> {
-    fn new(router: &'r Router, taken: &mut Taken, shown: &str, steps: Steps) -> Self {
+    fn new(router: &'r Router, taken: &mut Taken, shown: &str, wanted: Wanted<'r>) -> Self {
         Self {
             router,
             // Lent for the walk, and given back however it ends.
-            taken: std::mem::take(&mut taken.keys),
+            taken: std::mem::take(taken),
             depth_max: usize::try_from(router.options.max_alias_recursion)
                 .unwrap_or(ALIAS_DEPTH_MAX)
                 .clamp(1, ALIAS_DEPTH_MAX),
-            steps,
+            wanted,
             seen: HashSet::new(),
             walked: HashSet::new(),
             chain: Vec::new(),
@@ -281,14 +284,24 @@ impl<'r> Walk<'r> {
 
     fn end(self, taken: &mut Taken) -> Ends {
         let mut ends = self.ends;
-        if !ends.targets.is_empty() {
-            ends.targets.extend(self.stub.map(|target| {
-                let text = target.to_text();
-                End::of(target, &text)
-            }));
+        if let Some(target) = self.stub {
+            let text = target.to_text();
+            match self.wanted {
+                Wanted::Recipients(of) if !ends.recipients.is_empty() => {
+                    ends.recipients
+                        .push(recipient(of, target, &text, None, None));
+                }
+                _ if !ends.targets.is_empty() => ends.targets.push(End::of(target, &text)),
+                _ => {}
+            }
         }
-        taken.keys = self.taken;
-        taken.keys.extend(self.seen);
+        *taken = self.taken;
+        let mut seen = self.seen;
+        // The larger table stays, so that it is not built again.
+        if seen.len() > taken.keys.len() {
+            std::mem::swap(&mut seen, &mut taken.keys);
+        }
+        taken.keys.extend(seen);
         ends
     }
 
@@ -302,7 +315,7 @@ impl<'r> Walk<'r> {
 
     /// Says something to whoever wants the steps, with the line it is said of.
     fn tell(&mut self, line: impl FnOnce() -> String) {
-        if self.steps == Steps::Told && self.ends.steps.len() < STEPS_TOLD_MAX {
+        if matches!(self.wanted, Wanted::Steps) && self.ends.steps.len() < STEPS_TOLD_MAX {
             let place = place_of(self.origin.as_ref());
             self.ends.steps.push(format!("{place}{}", line()));
         }
@@ -426,7 +439,7 @@ impl<'r> Walk<'r> {
             }
             Err(refusal) => {
                 let failure = format!("Cannot open {path}: {refusal}");
-                return self.add_end(Target::Include(path.to_owned()), name, Some(failure));
+                return self.add_end(Target::Include(path.to_owned()), &name, Some(failure));
             }
         };
         self.chain.push(name.clone());
@@ -540,13 +553,13 @@ impl<'r> Walk<'r> {
 
     /// Adds an end, unless the message has it.
     fn add(&mut self, target: Target, text: &str) -> Result<(), RouteError> {
-        self.add_end(target, text.to_owned(), None)
+        self.add_end(target, text, None)
     }
 
     fn add_end(
         &mut self,
         target: Target,
-        text: String,
+        text: &str,
         failure: Option<String>,
     ) -> Result<(), RouteError> {
         let controlling_user = match &target {
@@ -564,21 +577,32 @@ impl<'r> Walk<'r> {
             _ => None,
         };
         let key = self.router.key_acting(&target, controlling_user.as_ref());
-        if self.taken.contains(&key) || !self.seen.insert(key) {
+        let key = self.taken.fingerprint(&key);
+        if self.taken.keys.contains(&key) || !self.seen.insert(key) {
             self.tell(|| format!("{text}... duplicate suppressed"));
             return Ok(());
         }
-        if self.ends.targets.len() >= EXPANSION_MAX {
+        if self.ends.targets.len() + self.ends.recipients.len() >= EXPANSION_MAX {
             return Err(RouteError::Lookup {
                 table: self.chain.first().cloned().unwrap_or_default(),
                 detail: format!("leads to more than {EXPANSION_MAX} recipients"),
             });
         }
+        let sender = self.sender.clone();
+        if let Wanted::Recipients(of) = self.wanted {
+            if failure.is_some() {
+                let (count, first) = &mut self.ends.failures;
+                *count += 1;
+                *first = first.take().or(failure);
+            }
+            let new = recipient(of, target, text, controlling_user, sender);
+            self.ends.recipients.push(new);
+            return Ok(());
+        }
         self.ends.targets.push(End {
             target,
-            text,
+            text: text.to_owned(),
             controlling_user,
-            sender: self.sender.clone(),
             origin: self.origin.clone(),
             failure,
             via: None,
@@ -629,6 +653,31 @@ impl Router {
             Some(_) => address.to_string(),
             None => format!("{address}@{}", self.host_name),
         }))
+    }
+}
+
+/// The recipient that replaces another at the end of a walk.
+fn recipient(
+    of: &Recipient,
+    target: Target,
+    text: &str,
+    controlling_user: Option<ControllingUser>,
+    sender: Option<String>,
+) -> Recipient {
+    Recipient {
+        controlling_user: match target {
+            Target::Program(_) | Target::File(_) => controlling_user,
+            _ => controlling_user.or_else(|| of.controlling_user.clone()),
+        },
+        target: match target {
+            Target::Program(_) => text.to_owned(),
+            target => target.to_text(),
+        },
+        has_brackets: false,
+        parent: None,
+        notify: of.notify,
+        original_recipient: of.original_recipient.clone(),
+        sender: sender.or_else(|| of.sender.clone()),
     }
 }
 

@@ -109,7 +109,7 @@ impl Router {
             (Some(_), Target::Include(path)) => {
                 let route = self.expand_list(path, recipient, taken)?;
                 // Known from here on, so that what is left of an expansion does not lead to it again.
-                taken.take(self.key(&target));
+                taken.take(&self.key(&target));
                 return Ok(route);
             }
             (Some(_), Target::Rest(of)) => return self.expand_rest(of, recipient, taken),
@@ -128,7 +128,7 @@ impl Router {
         let acting = recipient.controlling_user.as_ref();
         // Those that fail are known too, so that what is left of an expansion does not lead to them again.
         let is_new = (!is_there && recipient.parent.is_none())
-            || taken.take(self.key_acting(&target, acting));
+            || taken.take(&self.key_acting(&target, acting));
         if is_there && !is_new {
             return Ok(Route::Expand {
                 children: Vec::new(),

@@ -32,7 +32,7 @@ pub enum Target {
 }
 
 /// How [`Target::Rest`] begins.
-const REST: &str = ":rest:";
+pub(super) const REST: &str = ":rest:";
 
 impl Target {
     /// Tells what one target is. Comments in parentheses, a name before `<address>` and quotes round the whole are

@@ -7,7 +7,7 @@
 #![deny(clippy::indexing_slicing)]
 
 use super::access_entry::Denial;
-use super::expand::{End, Ends, LIST_PROBLEM, Steps};
+use super::expand::{End, Ends, LIST_PROBLEM, Wanted};
 use super::resolve::{LOOP, Place, UNKNOWN_TEXT};
 use super::tables::Placed;
 use super::target::{Target, quote_local, split};
@@ -70,7 +70,7 @@ impl Router {
         };
         let wrap = |error: RouteError| self.lookup_trouble(&error);
         let Some(ends) = self
-            .ends_of(&local, text, &mut Taken::new(), Steps::Untold)
+            .ends_of(&local, text, &mut Taken::new(), Wanted::Ends)
             .map_err(wrap)?
         else {
             return if self.find_user(&local).map_err(wrap)?.is_some() {
@@ -193,12 +193,12 @@ impl Router {
                 via = self.handed_here(&target);
                 target = Target::Address(Address::from_parts(quote_local(&local), None));
             }
-            let steps = if is_verbose {
-                Steps::Told
+            let wanted = if is_verbose {
+                Wanted::Steps
             } else {
-                Steps::Untold
+                Wanted::Ends
             };
-            match self.ends_of(&local, text, taken, steps) {
+            match self.ends_of(&local, text, taken, wanted) {
                 Ok(Some(ends)) => return self.verify_ends(text, ends, lines, code),
                 Ok(None) => {}
                 Err(error) => {
@@ -208,7 +208,7 @@ impl Router {
                 }
             }
         }
-        if taken.take(self.key(&target)) {
+        if taken.take(&self.key(&target)) {
             let end = End {
                 via,
                 ..End::of(target, text)

@@ -146,7 +146,35 @@ pub(super) fn records(
     })
 }
 
-/// Reads a message's envelope, expansions and last outcomes.
+/// Whom a message is for, as the envelope and the expansions tell it one after another.
+struct Targets {
+    recipients: Vec<(Recipient, RecipientState)>,
+    /// How many were told.
+    count: usize,
+    /// How many the index knows; those beyond them are left out.
+    room: usize,
+}
+
+impl Targets {
+    fn push(&mut self, recipient: Recipient) {
+        self.count += 1;
+        if self.count <= self.room {
+            // Until its state is read.
+            let state = RecipientState::Expanded;
+            self.recipients.push((recipient, state));
+        }
+    }
+
+    fn expand(&mut self, payload: &[u8]) -> Result<(), record::Malformed> {
+        let (_, first_child, _) = record::expansion_facts(payload)?;
+        if usize::try_from(first_child) != Ok(self.count) {
+            return Err(record::Malformed("expansion"));
+        }
+        record::each_child(payload, &mut |child| self.push(child))
+    }
+}
+
+/// Reads a message's envelope, expansions and last outcomes. Of what may be large, one record is in memory at a time.
 pub(super) fn message(
     segments: FindSegment<'_>,
     id: MessageId,
@@ -154,36 +182,57 @@ pub(super) fn message(
     is_leased: bool,
     now: Now,
 ) -> Result<StoredMessage, SpoolError> {
-    let records = records(segments, id, entry)?;
+    let read =
+        |kind: Kind, place: Place| read_frame(&*find(segments, place.segment)?, id, kind, place);
     let bad = |e| malformed(entry.envelope, e);
-    let envelope = record::decode_envelope(&records.envelope).map_err(bad)?;
-    let facts = record::envelope_facts(&records.envelope).map_err(bad)?;
-    let mut targets: Vec<Recipient> = envelope.recipients.clone();
-    for payload in &records.expansions {
-        let expansion = record::decode_expansion(payload).map_err(bad)?;
-        if usize::try_from(expansion.first_child) != Ok(targets.len()) {
-            return Err(bad(record::Malformed("expansion")));
-        }
-        targets.extend(expansion.children);
+    let (head, relocation) = read_head(segments, id, entry)?;
+    let envelope = record::decode_envelope(&head).map_err(bad)?;
+    let facts = record::envelope_facts(&head).map_err(bad)?;
+    drop(head);
+    let relocation = relocation.unwrap_or_default();
+    let mut targets = Targets {
+        recipients: Vec::with_capacity(entry.recipients.len()),
+        count: 0,
+        room: entry.recipients.len(),
+    };
+    for recipient in &envelope.recipients {
+        targets.push(recipient.clone());
     }
-    let mut recipients = Vec::with_capacity(targets.len());
-    let states = entry.recipients.iter().zip(records.outcomes);
-    for (recipient, (standing, outcome)) in targets.into_iter().zip(states) {
-        let state = match standing.standing {
+    for payload in &relocation.expansions {
+        targets.expand(payload).map_err(bad)?;
+    }
+    drop(relocation.expansions);
+    for expansion in &entry.expansions {
+        targets
+            .expand(&read(Kind::Expansion, expansion.place)?)
+            .map_err(bad)?;
+    }
+    let mut recipients = targets.recipients;
+    let mut relocated = relocation.recipients;
+    for (at, ((_, state), known)) in recipients.iter_mut().zip(&entry.recipients).enumerate() {
+        *state = match known.standing {
             Standing::Expanded => RecipientState::Expanded,
             Standing::Delivered => RecipientState::Delivered,
             Standing::Failed => RecipientState::Failed,
-            Standing::Pending => RecipientState::Pending {
-                last: match outcome {
-                    None => None,
-                    Some(payload) => Some(record::decode_outcome(&payload).map_err(bad)?.outcome),
-                },
-                tries: standing.tries,
-            },
+            Standing::Pending => {
+                let payload = match known.last {
+                    Last::Nowhere => None,
+                    Last::At(place) => Some(read(Kind::Outcome, place)?),
+                    Last::Relocated => relocated.get_mut(at).and_then(|(_, _, last)| last.take()),
+                };
+                let last = payload.map(|payload| record::decode_outcome(&payload).map_err(bad));
+                RecipientState::Pending {
+                    last: last.transpose()?.map(|last| Box::new(last.outcome)),
+                    tries: known.tries,
+                }
+            }
         };
-        recipients.push((recipient, state));
     }
-    let hold = records.hold.filter(|_| entry.is_held);
+    let hold = match (entry.is_held, entry.hold) {
+        (false, _) => None,
+        (true, Some(place)) => Some(read(Kind::Hold, place)?),
+        (true, None) => relocation.hold,
+    };
     let hold = hold.map(|payload| record::decode_hold(&payload).map_err(bad));
     Ok(StoredMessage {
         id,

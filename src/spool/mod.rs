@@ -512,6 +512,16 @@ impl Spool {
             .min(UPDATE_BYTES_MAX)
     }
 
+    /// The same for an update of expansions alone, which may fill most of a batch: the fewer they are, the less often a long
+    /// list is read.
+    #[must_use]
+    pub fn expansion_bytes_max(&self) -> usize {
+        let bytes = self.inner.segment_room() / 4 * 3;
+        usize::try_from(bytes)
+            .unwrap_or(usize::MAX)
+            .min(UPDATE_BYTES_MAX)
+    }
+
     /// Records an update and keeps the lease, for what must be durable before the next step: expansions.
     ///
     /// # Errors
@@ -763,11 +773,14 @@ impl Inner {
 
     /// Most bytes of submissions in one batch: with headers, a Seal and what a start adds, it fits into a segment.
     fn batch_bytes(&self) -> u64 {
-        let room = self
-            .options
+        self.options.batch_bytes_max.min(self.segment_room())
+    }
+
+    /// What a new segment has room for, besides headers, a Seal and what a start adds.
+    fn segment_room(&self) -> u64 {
+        self.options
             .segment_bytes
-            .saturating_sub(format::FIRST_BATCH_OFFSET + 4 * format::BLOCK_BYTES);
-        self.options.batch_bytes_max.min(room)
+            .saturating_sub(format::FIRST_BATCH_OFFSET + 4 * format::BLOCK_BYTES)
     }
 
     fn is_poisoned(&self) -> bool {

@@ -210,7 +210,7 @@ impl Pair {
                 Delivery::Delivered => RecipientState::Delivered,
                 Delivery::Failed => RecipientState::Failed,
                 Delivery::Deferred => RecipientState::Pending {
-                    last: Some(outcome),
+                    last: Some(Box::new(outcome)),
                     tries,
                 },
             };

@@ -223,6 +223,8 @@ fn get_recipient(from: &mut In<'_>) -> Result<Recipient, Malformed> {
     })
 }
 
+/// Bytes of a recipient without texts, parent and user: see [`put_recipient`].
+const RECIPIENT_BYTES_MIN: usize = 9;
 const FACTS_BYTES: usize = 36;
 const FLAG_QUARANTINED: u32 = 1;
 
@@ -434,7 +436,10 @@ pub(super) struct ExpansionRecord {
 }
 
 pub(super) fn encode_expansion(record: &ExpansionRecord) -> Vec<u8> {
-    let mut out = Out(Vec::with_capacity(64));
+    // What they take at least: most have no more than a target.
+    let least = |child: &Recipient| child.target.len() + 4 + RECIPIENT_BYTES_MIN;
+    let bytes = record.children.iter().map(least).sum::<usize>();
+    let mut out = Out(Vec::with_capacity(bytes + 64));
     out.u8(VERSION);
     out.u32(record.parent.0);
     out.u32(record.first_child);
@@ -456,21 +461,27 @@ pub(super) fn expansion_facts(payload: &[u8]) -> Result<(RecipientId, u32, u32),
 }
 
 pub(super) fn decode_expansion(payload: &[u8]) -> Result<ExpansionRecord, Malformed> {
-    let (parent, first_child, count) = expansion_facts(payload)?;
-    let mut from = In {
-        rest: payload.get(13..).unwrap_or_default(),
-        what: "expansion",
-    };
+    let (parent, first_child, _) = expansion_facts(payload)?;
     let mut children = Vec::new();
-    for _ in 0..count {
-        children.push(get_recipient(&mut from)?);
-    }
-    from.end()?;
+    each_child(payload, &mut |child| children.push(child))?;
     Ok(ExpansionRecord {
         parent,
         first_child,
         children,
     })
+}
+
+/// Hands out the children of an expansion one by one, which may be very many.
+pub(super) fn each_child(payload: &[u8], take: &mut dyn FnMut(Recipient)) -> Result<(), Malformed> {
+    let (_, _, count) = expansion_facts(payload)?;
+    let mut from = In {
+        rest: payload.get(13..).unwrap_or_default(),
+        what: "expansion",
+    };
+    for _ in 0..count {
+        take(get_recipient(&mut from)?);
+    }
+    from.end()
 }
 
 /// What an Outcome frame says.
@@ -607,7 +618,7 @@ pub(super) enum Standing {
 }
 
 /// A message at a new place: its envelope and all that has become of it since, so that no older record is needed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct RelocationRecord {
     pub(super) is_held: bool,
     pub(super) has_warned: bool,

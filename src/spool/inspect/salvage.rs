@@ -821,7 +821,7 @@ fn frames_of(stored: &StoredMessage) -> Vec<FrameIn> {
             RecipientState::Pending {
                 last: Some(last),
                 tries,
-            } => put(*tries, last.clone()),
+            } => put(*tries, Outcome::clone(last)),
             RecipientState::Pending { last: None, .. } => continue,
         };
         frames.push(FrameIn::new(
