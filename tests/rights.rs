@@ -12,7 +12,7 @@ mod place;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -418,7 +418,7 @@ fn without_an_account_or_when_told_so_the_daemon_stays_root_and_says_why() {
     let running = start(&place);
     assert_eq!(owner_and_mode(&place.path("mqueue")).0, 0);
     let log = place.text("log");
-    assert!(log.contains("the daemon keeps root's rights"), "{log}");
+    assert!(log.contains("root's rights are kept"), "{log}");
     running.send(&["bob"], "of root");
     wait_for("bob's mail", || {
         place.text("mail/bob").contains("of root").then_some(())
@@ -434,7 +434,7 @@ fn without_an_account_or_when_told_so_the_daemon_stays_root_and_says_why() {
     );
     let running = start(&place);
     assert_eq!(owner_and_mode(&place.path("mqueue")).0, 0);
-    assert!(!place.text("log").contains("keeps root's rights"));
+    assert!(!place.text("log").contains("rights are kept"));
     running.stop();
     // One that is named must be there.
     place.write(
@@ -444,4 +444,97 @@ fn without_an_account_or_when_told_so_the_daemon_stays_root_and_says_why() {
     let mut refused = spawn(&place, "true");
     assert_eq!(refused.wait().unwrap().code(), Some(78));
     log_says(&place, "run_as_user: no user nemo");
+}
+
+/// Ports below 1024 are root's to bind; after the daemon has given root up, its part starts it anew.
+#[test]
+fn a_daemon_that_starts_anew_binds_its_low_port_again() {
+    use nix::sys::signal::{Signal, kill};
+    if !can_run() {
+        return;
+    }
+    let place = Place::new();
+    let port = (600..1024)
+        .rev()
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .unwrap();
+    let config = place.text("sendmail.toml");
+    place.write(
+        "sendmail.toml",
+        &config.replace("Port=0", &format!("Port={port}")),
+    );
+    let running = start(&place);
+    assert_eq!(running.address.port(), port);
+    let part = nix::unistd::Pid::from_raw(i32::try_from(running.part.id()).unwrap());
+    for _ in 0..2 {
+        let before = running.daemon();
+        assert_eq!(status_line(before, "Uid:"), vec![DAEMON_UID.to_string(); 4]);
+        fs::remove_file(place.path("run/smtp")).unwrap();
+        kill(part, Signal::SIGHUP).unwrap();
+        wait_for("the new daemon", || {
+            (!place.text("run/smtp").is_empty() && running.daemon() != before).then_some(())
+        });
+    }
+    running.send(&["bob"], "after all");
+    wait_for("bob's mail", || {
+        place.text("mail/bob").contains("after all").then_some(())
+    });
+    running.stop();
+}
+
+#[test]
+fn a_queue_run_of_roots_has_no_more_rights_than_the_daemon() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new();
+    let config = place.text("sendmail.toml");
+    place.write(
+        "sendmail.toml",
+        &format!("delivery_mode = \"queue\"\n{config}"),
+    );
+    place.write_as(
+        EVE,
+        "home/eve/.forward",
+        &format!("\"|{PLACE}/home/eve/run\"\n"),
+    );
+    // The parent of its shell is the part, whose other child is the run.
+    place.write_as(
+        EVE,
+        "home/eve/run",
+        &format!(
+            "#!/bin/sh\ncat >/dev/null\nid >{PLACE}/home/eve/id\nset -- $(cat /proc/$PPID/stat)\nfor one in $(cat /proc/$4/task/*/children); do grep -E '^(Name|Uid|CapEff|NoNewPrivs)' /proc/$one/status; done >{PLACE}/home/eve/family\nexit 0\n"
+        ),
+    );
+    fs::set_permissions(
+        place.path("home/eve/run"),
+        fs::Permissions::from_mode(0o755),
+    )
+    .unwrap();
+    let running = start(&place);
+    running.send(&["bob", "eve"], "later");
+    running.stop();
+    assert!(!place.path("mail/bob").exists());
+    // Another has left a file behind.
+    place.write("mqueue/left", "");
+    let ran = place.run(&format!(
+        "exec \"$SENDMAIL\" -C {PLACE}/sendmail.toml -q -v"
+    ));
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(ran.status.success(), "{ran:?}");
+    assert!(said.contains("Sent"), "{said}");
+    assert!(place.text("mail/bob").contains("later"));
+    assert_eq!(owner_and_mode(&place.path("mail/bob")), (BOB, 0o600));
+    let id = place.text("home/eve/id");
+    assert!(
+        id.starts_with(&format!("uid={EVE}(eve) gid={EVE}(eve)")),
+        "{id}"
+    );
+    let family = place.text("home/eve/family");
+    let run = format!("Uid:\t{DAEMON_UID}\t{DAEMON_UID}\t{DAEMON_UID}\t{DAEMON_UID}");
+    assert!(family.contains(&run), "{family}");
+    for entry in fs::read_dir(place.path("mqueue")).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(path.metadata().unwrap().uid(), DAEMON_UID, "{path:?}");
+    }
 }

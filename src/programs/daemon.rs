@@ -152,7 +152,7 @@ pub fn run(config: &Config, plan: &Plan<'_>) -> ExitCode {
             }
         },
     };
-    let (announcement, half) = match divide(config, plan, announcement) {
+    let (announcement, half) = match divide_daemon(config, plan, announcement) {
         Ok(Divided::Daemon(announcement, half)) => (announcement, half),
         Ok(Divided::Ended(code, Next::End)) => return code,
         Ok(Divided::Ended(_, Next::Restart)) => {
@@ -205,31 +205,15 @@ enum Divided {
 }
 
 /// Divides the process into the daemon and its privileged part, if it is to have one.
-fn divide(
+fn divide_daemon(
     config: &Config,
     plan: &Plan<'_>,
     announcement: Option<Announcement>,
 ) -> io::Result<Divided> {
-    let rights = privileged_part::daemon_rights(config)?;
-    if rights == Rights::RootForLack {
-        let text = format!(
-            "the daemon keeps root's rights: none of the users {} exists; make one, or set run_as_user",
-            DAEMON_USERS.join(", ")
-        );
-        eprintln!("sendmail: {text}");
-        let maillog = System::new(config).maillog;
-        maillog.write(Severity::Alert, 0, QueueId::Omitted, &text);
-    }
-    let Some(user) = rights.user() else {
-        return Ok(Divided::Daemon(announcement, None));
-    };
-    let users = Users::of_system();
-    // What there is to say of it, the daemon's router says.
-    let unsaid: Notice = Arc::new(|_: &str| {});
-    let default_user = route::default_user(&config.route.default_user, &users, &unsaid);
-    match privileged_part::divide(config, user, default_user, plan.command_line)? {
-        Half::Daemon(half) => Ok(Divided::Daemon(announcement, Some(half))),
-        Half::Part(half) => {
+    match divide(config, plan.command_line)? {
+        None => Ok(Divided::Daemon(announcement, None)),
+        Some(Half::Daemon(half)) => Ok(Divided::Daemon(announcement, Some(half))),
+        Some(Half::Part(half)) => {
             // The daemon says when it is ready; who waits for it is to see if it ends instead.
             if let Some(announcement) = announcement {
                 announcement.leave()?;
@@ -238,6 +222,32 @@ fn divide(
             Ok(Divided::Ended(code, next))
         }
     }
+}
+
+/// Divides a process that is to own a queue, if it has rights to give up and an account to have those of. Call it while
+/// the process has one thread; the command line is what it is started anew by.
+///
+/// # Errors
+/// The account that is named can't be had, or no second process.
+pub(super) fn divide(config: &Config, command_line: &[OsString]) -> io::Result<Option<Half>> {
+    let rights = privileged_part::daemon_rights(config)?;
+    if rights == Rights::RootForLack {
+        let text = format!(
+            "root's rights are kept: none of the users {} exists; make one, or set run_as_user",
+            DAEMON_USERS.join(", ")
+        );
+        eprintln!("sendmail: {text}");
+        let maillog = System::new(config).maillog;
+        maillog.write(Severity::Alert, 0, QueueId::Omitted, &text);
+    }
+    let Some(user) = rights.user() else {
+        return Ok(None);
+    };
+    let users = Users::of_system();
+    // What there is to say of it, the router says.
+    let unsaid: Notice = Arc::new(|_: &str| {});
+    let default_user = route::default_user(&config.route.default_user, &users, &unsaid);
+    privileged_part::divide(config, user, default_user, command_line).map(Some)
 }
 
 /// Only root runs the daemon, and in a sandbox its owner; a client queue's runner may be the queue's owner.

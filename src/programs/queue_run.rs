@@ -17,12 +17,14 @@ use tokio::sync::mpsc;
 use super::client_queue::{Absorber, relay_to_mta};
 use super::open_spool::{OpenError, OpenSpool};
 use super::owned_queue::OwnedQueue;
+use super::privileged_part::Half;
 use super::wiring::{self, System};
 use crate::config::{Config, DeliveryMode, Role};
 use crate::control::listing::Listed;
 use crate::control::selection::{Kind, Selection};
 use crate::control::{ControlError, Conversation, Frame, Request};
 use crate::envelope::MessageId;
+use crate::privileged::Part;
 use crate::queue::WATCHERS_MAX;
 use crate::route::RouteError;
 use crate::spool::Spool;
@@ -72,12 +74,44 @@ impl RunError {
 /// Runs the queue of this configuration's role once.
 #[must_use]
 pub fn run(config: &Config, selection: &Selection, shown: Shown) -> ExitCode {
-    let ran = match ask_owner(&config.paths.control_socket, selection, shown) {
+    match ask_owner(&config.paths.control_socket, selection, shown) {
         Err(RunError::Control(ControlError::NoOwner { .. })) => {
-            run_as_owner(config, selection, shown)
+            run_divided(config, selection, shown)
         }
-        asked => asked,
+        asked => exit_of(asked),
+    }
+}
+
+/// Becomes the queue's owner; started by root, as the daemon would, with the daemon's rights and a privileged part. A
+/// daemon's own runs, which have threads already, have no rights to divide.
+fn run_divided(config: &Config, selection: &Selection, shown: Shown) -> ExitCode {
+    let half = match super::daemon::divide(config, &[]) {
+        Ok(Some(Half::Part(half))) => {
+            let served = half.serve().map(|(code, _)| code);
+            return served.unwrap_or_else(|error| exit_of(Err(error.into())));
+        }
+        Ok(Some(Half::Daemon(half))) => {
+            let given = half.give_places(config).and_then(|()| half.give_up_root());
+            if let Err(error) = given {
+                return exit_of(Err(error.into()));
+            }
+            Some(half)
+        }
+        Ok(None) => None,
+        Err(error) => {
+            eprintln!("sendmail: {error}");
+            return ExitCode::Config;
+        }
     };
+    exit_of(run_as_owner(
+        config,
+        half.map(|half| half.part),
+        selection,
+        shown,
+    ))
+}
+
+fn exit_of(ran: Result<(), RunError>) -> ExitCode {
     match ran {
         Ok(()) => ExitCode::Ok,
         // The reader of a pipe has seen enough; the run goes on without it.
@@ -105,8 +139,14 @@ fn ask_owner(socket: &Path, selection: &Selection, shown: Shown) -> Result<(), R
     Ok(())
 }
 
-fn run_as_owner(config: &Config, selection: &Selection, shown: Shown) -> Result<(), RunError> {
-    let system = System::new(config);
+fn run_as_owner(
+    config: &Config,
+    part: Option<Arc<Part>>,
+    selection: &Selection,
+    shown: Shown,
+) -> Result<(), RunError> {
+    let mut system = System::new(config);
+    system.part = part;
     super::end_on_panic(Some(system.maillog.clone()), None);
     let open = OpenSpool::open(
         &config.paths.queue_directory,
