@@ -102,7 +102,7 @@ fn directory(program: &Path, schemas: &Path, dir: &Path) {
 #[test]
 fn a_directory_is_asked_and_its_trouble_is_no_absence() {
     let Some((program, schemas)) = slapd() else {
-        eprintln!("skipped: no slapd; .ci/peers unpacks one");
+        eprintln!("SKIPPED: no slapd; .ci/peers unpacks one");
         return;
     };
     let dir = tempfile::tempdir().unwrap();

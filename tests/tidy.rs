@@ -86,7 +86,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("clap", &["src/cli.rs", "src/cli/", "tools/"]),
     ("toml", &["src/config/"]),
     ("crc32fast", &["src/spool/", "maps/"]),
-    ("memmap2", &["maps/", "tools/src/bin/spoolck.rs"]),
+    ("memmap2", &["maps/"]),
     ("redb", &["maps/", "benches/"]),
     ("lmdb", &["maps/", "benches/"]),
     (

@@ -351,7 +351,7 @@ impl MapBuilder {
             MapKind::Cdb => cdb::write_cdb(file, &entries),
             MapKind::Lmdb => lmdb_file::write_lmdb(path, &entries),
             MapKind::Redb => redb_file::write_redb(file, &entries),
-            MapKind::Fixed => fixed::write_fixed(path, file, &entries),
+            MapKind::Fixed => fixed::write_fixed(file, &entries),
             MapKind::Text => Err(io::ErrorKind::Unsupported.into()),
         }
     }

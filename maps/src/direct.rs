@@ -8,7 +8,7 @@
 
 use crate::bdb::BdbFile;
 use crate::cdb::CdbFile;
-use crate::fixed::load_fixed;
+use crate::fixed::FixedFile;
 use crate::lmdb_file::LmdbFile;
 use crate::load::{Access, Emptiness, FILE_BYTES_MAX, open_with_head};
 use crate::random_access::{Headed, RandomAccess};
@@ -24,11 +24,9 @@ pub(crate) enum MapFile<S> {
     Bdb(Box<BdbFile<S>>),
     Cdb(Box<CdbFile<S>>),
     Lmdb(Box<LmdbFile<S>>),
-    /// Kinds whose file is checked whole before anything is believed.
-    Whole {
-        kind: MapKind,
-        table: Box<Snapshot>,
-    },
+    Fixed(Box<FixedFile<S>>),
+    /// A kind whose file is read whole before anything is believed.
+    Redb(Box<Snapshot>),
 }
 
 impl<S: RandomAccess> MapFile<S> {
@@ -48,16 +46,10 @@ impl<S: RandomAccess> MapFile<S> {
             }
             MapKind::Cdb => CdbFile::open(source, path).map(|file| Self::Cdb(Box::new(file))),
             MapKind::Lmdb => LmdbFile::open(source, path).map(|file| Self::Lmdb(Box::new(file))),
-            MapKind::Redb | MapKind::Fixed => {
-                let bytes = whole(&source, path)?;
-                let table = match kind {
-                    MapKind::Redb => load_redb(path, &bytes, Stamp::default())?,
-                    _ => load_fixed(path, bytes.into_owned(), Stamp::default())?,
-                };
-                Ok(Self::Whole {
-                    kind,
-                    table: Box::new(table),
-                })
+            MapKind::Fixed => FixedFile::open(source, path).map(|file| Self::Fixed(Box::new(file))),
+            MapKind::Redb => {
+                let table = load_redb(path, &whole(&source, path)?, Stamp::default())?;
+                Ok(Self::Redb(Box::new(table)))
             }
             MapKind::Text => Err(MapError::damaged(path, "not a map file of any known kind")),
         }
@@ -68,7 +60,8 @@ impl<S: RandomAccess> MapFile<S> {
             Self::Bdb(file) => file.lookup(key),
             Self::Cdb(file) => file.lookup(key),
             Self::Lmdb(file) => file.lookup(key),
-            Self::Whole { table, .. } => Ok(table.get(key).map(<[u8]>::to_vec)),
+            Self::Fixed(file) => file.lookup(key),
+            Self::Redb(table) => Ok(table.get(key).map(<[u8]>::to_vec)),
         }
     }
 
@@ -77,7 +70,8 @@ impl<S: RandomAccess> MapFile<S> {
             Self::Bdb(file) => file.each(f),
             Self::Cdb(file) => file.each(f),
             Self::Lmdb(file) => file.each(f),
-            Self::Whole { table, .. } => table.each(f),
+            Self::Fixed(file) => file.each(f),
+            Self::Redb(table) => table.each(f),
         }
     }
 
@@ -86,7 +80,8 @@ impl<S: RandomAccess> MapFile<S> {
             Self::Bdb(file) => file.kind(),
             Self::Cdb(_) => MapKind::Cdb,
             Self::Lmdb(_) => MapKind::Lmdb,
-            Self::Whole { kind, .. } => *kind,
+            Self::Fixed(_) => MapKind::Fixed,
+            Self::Redb(_) => MapKind::Redb,
         }
     }
 
@@ -94,7 +89,7 @@ impl<S: RandomAccess> MapFile<S> {
         match self {
             Self::Bdb(file) => file.allows_duplicates(),
             Self::Cdb(_) => true,
-            Self::Lmdb(_) | Self::Whole { .. } => false,
+            Self::Lmdb(_) | Self::Fixed(_) | Self::Redb(_) => false,
         }
     }
 }
@@ -141,8 +136,8 @@ impl Map for DirectMap {
     }
 
     fn each(&self, f: &mut PairVisitor<'_>) -> Result<(), MapError> {
-        if let MapFile::Whole { table, .. } = &self.opened {
-            return table.each(f);
+        if let MapFile::Fixed(_) | MapFile::Redb(_) = &self.opened {
+            return self.opened.each(f);
         }
         // One read of the whole file beats one per page; the lock keeps it in one state.
         let bytes = whole(&self.file, &self.path)?;

@@ -11,7 +11,7 @@
 
 use crate::direct::MapFile;
 use crate::file_access::FileAccess;
-use crate::fixed::{load_fixed, map_fixed};
+use crate::fixed;
 use crate::lock::{self, Mode};
 use crate::patience::Patience;
 use crate::redb_file::load_redb;
@@ -116,15 +116,20 @@ pub fn load(kind: MapKind, path: &Path, options: &LoadOptions) -> Result<Snapsho
         return text::load(path, &bytes, columns, folds_keys, stamp);
     }
     if kind == MapKind::Fixed {
-        let (file, stamp) = open_locked(path, &access, Emptiness::BeingCreated)?;
-        if let Some(table) = map_fixed(path, &file, stamp)? {
-            return Ok(table);
+        let mut read = |file: &File, len| fixed::read_region(file, len);
+        let (bytes, stamp) = read_by(path, &access, Emptiness::BeingCreated, &mut read)?;
+        if fixed::is_fixed(&bytes) {
+            return fixed::load_fixed(path, bytes, stamp);
         }
     }
     let (bytes, stamp) = read_locked(path, &access, Emptiness::BeingCreated)?;
     match MapKind::of_content(&bytes, bytes.len() as u64) {
-        Some(MapKind::Fixed) => return load_fixed(path, bytes, stamp),
         Some(MapKind::Redb) => return load_redb(path, &bytes, stamp),
+        // Told by its content alone: it is read again as its kind is.
+        Some(MapKind::Fixed) if kind != MapKind::Fixed => {
+            drop(bytes);
+            return load(MapKind::Fixed, path, options);
+        }
         _ => {}
     }
     // By the content, not by the class: a btree file named by a hash map is read all the same.
@@ -287,26 +292,41 @@ pub(crate) fn read_locked(
     access: &Access,
     empty: Emptiness,
 ) -> Result<(Vec<u8>, Stamp), MapError> {
+    read_by(path, access, empty, &mut |file, len| {
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(len.saturating_add(1))
+            .map_err(|_| io::ErrorKind::OutOfMemory)?;
+        file.take(len as u64 + 1).read_to_end(&mut bytes)?;
+        Ok((bytes.len() == len).then_some(bytes))
+    })
+}
+
+/// What `read` makes of a file's bytes in one consistent state, and the stamp of that state. `read` is given the file
+/// and its length, and answers `None` if it has another.
+fn read_by<B>(
+    path: &Path,
+    access: &Access,
+    empty: Emptiness,
+    read: &mut dyn FnMut(&File, usize) -> io::Result<Option<B>>,
+) -> Result<(B, Stamp), MapError> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::OutOfMemory => MapError::unsupported(path, "not enough memory for the file"),
+        _ => MapError::open(path, &error),
+    };
     for _ in 0..ATTEMPTS_MAX {
-        let (mut file, before) = open_locked(path, access, empty)?;
+        let (file, before) = open_locked(path, access, empty)?;
         if before.size_bytes > FILE_BYTES_MAX {
             return Err(MapError::unsupported(path, "the file is larger than 8 GiB"));
         }
         let len = usize::try_from(before.size_bytes).unwrap_or(usize::MAX);
-        let mut bytes = Vec::new();
-        bytes
-            .try_reserve_exact(len.saturating_add(1))
-            .map_err(|_| MapError::unsupported(path, "not enough memory for the file"))?;
-        (&mut file)
-            .take(before.size_bytes + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|error| MapError::open(path, &error))?;
-        let after = file
-            .metadata()
-            .map_err(|error| MapError::open(path, &error))?;
+        let bytes = read(&file, len).map_err(failed)?;
+        let after = file.metadata().map_err(failed)?;
         // An unlink or chmod in between moves ctime only; the bytes are then still one state, but a rename over the
         // file cannot be told from a write by ctime alone, so read again.
-        if Stamp::of(&after) == before && bytes.len() == len {
+        if let Some(bytes) = bytes
+            && Stamp::of(&after) == before
+        {
             return Ok((bytes, before));
         }
     }

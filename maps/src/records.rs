@@ -88,10 +88,57 @@ pub(crate) fn read(body: &[u8], position: u32) -> Option<(&[u8], &[u8])> {
 /// The position after the record at `position`; `None` at the end or where no record fits.
 pub(crate) fn next(body: &[u8], position: u32) -> Option<u32> {
     let (key, value) = read(body, position)?;
-    let long = key.len() >= usize::from(LONG_FORM) || value.len() > usize::from(u8::MAX);
-    let len = if long { 10 } else { 2 } + key.len() + value.len();
-    let step = u32::try_from(len.div_ceil(4)).ok()?;
+    let step = u32::try_from(encoded_len(key.len(), value.len()) / 4).ok()?;
     position.checked_add(step)
+}
+
+/// All bytes of the record at a position, padding included; `None` if no record fits there.
+pub(crate) fn whole(body: &[u8], position: u32) -> Option<&[u8]> {
+    let (key, value) = read(body, position)?;
+    let record = body.get(position as usize * 4..)?;
+    record.get(..encoded_len(key.len(), value.len()))
+}
+
+/// Bytes of a record, padding included, as [`append`] writes it.
+pub(crate) fn encoded_len(key_len: usize, value_len: usize) -> usize {
+    let long = key_len >= usize::from(LONG_FORM) || value_len > usize::from(u8::MAX);
+    (if long { 10 } else { 2 } + key_len + value_len).next_multiple_of(4)
+}
+
+/// What a record's first bytes say of it.
+pub(crate) struct Lengths {
+    /// Bytes before the key.
+    pub(crate) head: usize,
+    pub(crate) key: usize,
+    pub(crate) value: usize,
+}
+
+impl Lengths {
+    /// Head, key and value together.
+    pub(crate) fn whole(&self) -> usize {
+        self.head
+            .saturating_add(self.key)
+            .saturating_add(self.value)
+    }
+}
+
+/// Reads the head of a record; `None`: it is cut off.
+pub(crate) fn lengths(head: &[u8]) -> Option<Lengths> {
+    let (&[key, value], rest) = head.split_first_chunk::<2>()?;
+    if key != LONG_FORM {
+        return Some(Lengths {
+            head: 2,
+            key: key.into(),
+            value: value.into(),
+        });
+    }
+    let (key, rest) = rest.split_first_chunk::<4>()?;
+    let value = rest.first_chunk::<4>()?;
+    Some(Lengths {
+        head: 10,
+        key: u32::from_le_bytes(*key) as usize,
+        value: u32::from_le_bytes(*value) as usize,
+    })
 }
 
 /// The records of a build and the order in which they were inserted.
@@ -250,6 +297,10 @@ mod tests {
         for (place, (key, value)) in places.iter().zip(cases) {
             assert_eq!(read(&body, *place), Some((key, value)));
             assert_eq!(walk, *place);
+            let lengths = lengths(&body[walk as usize * 4..]).unwrap();
+            assert_eq!((lengths.key, lengths.value), (key.len(), value.len()));
+            let whole = lengths.whole().next_multiple_of(4);
+            assert_eq!(whole, encoded_len(key.len(), value.len()));
             walk = next(&body, walk).unwrap();
         }
         assert_eq!(walk as usize * 4, body.len());

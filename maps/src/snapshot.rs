@@ -62,7 +62,7 @@ enum Table {
         buckets: Region,
         body: Region,
     },
-    /// In a constant file (`fixed.rs`), which is mapped, or in memory where mapping it would not be safe.
+    /// In a constant file's copy in memory (`fixed.rs`).
     Fixed(FixedTable),
 }
 
@@ -192,6 +192,53 @@ impl Placer {
     }
 }
 
+/// The buckets of a table whose records are written elsewhere, each key once.
+pub(crate) struct Layout {
+    seed: u64,
+    buckets: Region,
+}
+
+impl Layout {
+    pub(crate) fn new(entries: usize) -> Self {
+        Self {
+            seed: records::random_seed(),
+            buckets: Region::zeroed(entries.div_ceil(FILL).max(1) * BUCKET_LEN),
+        }
+    }
+
+    /// Enters a key whose record is at `place`. Called for no more keys than were said, so that a slot is free.
+    pub(crate) fn place(&mut self, key: &[u8], place: u32) {
+        let hash = records::hash64(self.seed, key);
+        let (lines, _) = self.buckets.as_chunks_mut::<BUCKET_LEN>();
+        let count = lines.len();
+        let mut index = home(hash, count);
+        for _ in 0..count {
+            let Some(line) = lines.get_mut(index) else {
+                return;
+            };
+            let used = usize::from(line.get(USED_AT).copied().unwrap_or(0));
+            if used < SLOTS {
+                put(line, used, fingerprint(hash), place);
+                return;
+            }
+            if let Some(spill) = line.get_mut(SPILL_AT) {
+                *spill = 1;
+            }
+            index = after(index, count);
+        }
+    }
+
+    /// The seed of the hashes that placed the entries.
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The buckets in order.
+    pub(crate) fn lines(&self) -> &[[u8; BUCKET_LEN]] {
+        self.buckets.as_chunks().0
+    }
+}
+
 impl Snapshot {
     /// A map without entries.
     pub fn empty(path: &Path) -> Self {
@@ -228,7 +275,7 @@ impl Snapshot {
                     return Some(value);
                 }
             }
-            if line.get(SPILL_AT) != Some(&1) {
+            if !has_spilled(line) {
                 return None;
             }
             index = after(index, lines.len());
@@ -252,32 +299,17 @@ impl Snapshot {
             nul: header.nul,
         }
     }
-
-    /// The seed of the hashes that placed the entries.
-    pub(crate) fn seed(&self) -> u64 {
-        self.seed
-    }
-
-    /// The table's lines, one after the other, and the records, as a constant file holds them.
-    pub(crate) fn parts(&self) -> (impl Iterator<Item = &[u8; BUCKET_LEN]>, &[u8]) {
-        (self.table.lines().iter(), self.table.body())
-    }
-
-    /// Number of cache lines.
-    pub(crate) fn lines(&self) -> usize {
-        self.table.lines().len()
-    }
 }
 
 /// The bucket where the search for a hash begins: its high bits scaled to the number of buckets, without a division.
 #[inline]
-fn home(hash: u64, buckets: usize) -> usize {
+pub(crate) fn home(hash: u64, buckets: usize) -> usize {
     let scaled = (u128::from(hash) * buckets as u128) >> 64;
     usize::try_from(scaled).unwrap_or(0)
 }
 
 #[inline]
-fn after(index: usize, buckets: usize) -> usize {
+pub(crate) fn after(index: usize, buckets: usize) -> usize {
     if index + 1 == buckets { 0 } else { index + 1 }
 }
 
@@ -287,13 +319,13 @@ fn after(index: usize, buckets: usize) -> usize {
     clippy::cast_possible_truncation,
     reason = "16 bits are what is wanted"
 )]
-fn fingerprint(hash: u64) -> u16 {
+pub(crate) fn fingerprint(hash: u64) -> u16 {
     hash as u16 | 1
 }
 
 /// The used slots whose fingerprint is `wanted`, as an iterator over a bit mask.
 #[inline]
-fn matches(line: &[u8; BUCKET_LEN], wanted: u16) -> impl Iterator<Item = usize> + use<> {
+pub(crate) fn matches(line: &[u8; BUCKET_LEN], wanted: u16) -> impl Iterator<Item = usize> + use<> {
     let mut mask = 0_u32;
     let (prints, _) = line.as_chunks::<2>();
     for (slot, print) in prints.iter().take(SLOTS).enumerate() {
@@ -310,9 +342,15 @@ fn matches(line: &[u8; BUCKET_LEN], wanted: u16) -> impl Iterator<Item = usize> 
 }
 
 #[inline]
-fn position(line: &[u8; BUCKET_LEN], slot: usize) -> Option<u32> {
+pub(crate) fn position(line: &[u8; BUCKET_LEN], slot: usize) -> Option<u32> {
     let (words, _) = line.as_chunks::<4>();
     words.get(5 + slot).map(|word| u32::from_le_bytes(*word))
+}
+
+/// Whether an entry of the bucket went to the next one.
+#[inline]
+pub(crate) fn has_spilled(line: &[u8; BUCKET_LEN]) -> bool {
+    line.get(SPILL_AT) == Some(&1)
 }
 
 fn put(line: &mut [u8; BUCKET_LEN], slot: usize, print: u16, place: u32) {

@@ -1,6 +1,7 @@
 //! Files of ours read by libdb, files of libdb's read by us.
 //!
-//! Needs Debian's db5.3-util and perl's DB_File. A test that finds its program missing prints that it is skipped.
+//! Needs Debian's db5.3-util, perl with its DB_File, and python3-bsddb3. A test that finds its program missing prints that
+//! it is skipped. PEER_ENTRIES (10000) is the size of the largest map that is exchanged with perl.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
@@ -34,6 +35,77 @@ while (my $wanted = <STDIN>) {
 }
 "#;
 
+/// The same by python, through libdb's own interface.
+const PYTHON: &str = r#"
+import sys
+from bsddb3 import db
+path, kind = sys.argv[1:]
+map = db.DB()
+map.open(path, None, db.DB_HASH if kind == "hash" else db.DB_BTREE, db.DB_RDONLY)
+out = []
+cursor = map.cursor()
+pair = cursor.first()
+while pair:
+    out.append("+%s %s\n" % (pair[0].hex(), pair[1].hex()))
+    pair = cursor.next()
+sys.stdout.writelines(out)
+for line in sys.stdin:
+    wanted = line.strip()
+    value = map.get(bytes.fromhex(wanted))
+    print("-" + wanted if value is None else "=%s %s" % (wanted, value.hex()))
+"#;
+
+/// Stores the pairs of standard input, `hex hex`, in a new file.
+const PERL_STORE: &str = r#"
+use DB_File;
+use Fcntl;
+my ($path, $type) = @ARGV;
+my %map;
+my $db = tie(%map, "DB_File", $path, O_RDWR|O_CREAT, 0644, $type eq "hash" ? $DB_HASH : $DB_BTREE) or die "open: $!";
+while (<STDIN>) {
+    chomp;
+    my ($key, $value) = split / /, $_, -1;
+    $db->put(pack("H*", $key), pack("H*", $value)) == 0 or die "put: $!";
+}
+undef $db;
+untie %map or die "close: $!";
+"#;
+
+const PYTHON_STORE: &str = r#"
+import sys
+from bsddb3 import db
+path, kind = sys.argv[1:]
+map = db.DB()
+map.open(path, None, db.DB_HASH if kind == "hash" else db.DB_BTREE, db.DB_CREATE)
+for line in sys.stdin:
+    key, value = line.rstrip("\n").split(" ")
+    map.put(bytes.fromhex(key), bytes.fromhex(value))
+map.close()
+"#;
+
+/// A language's interface to libdb: how its programs are run, the one that reads, the one that stores.
+#[derive(Clone, Copy)]
+struct Binding {
+    program: &'static str,
+    flag: &'static str,
+    reads: &'static str,
+    stores: &'static str,
+}
+
+const BY_PERL: Binding = Binding {
+    program: "perl",
+    flag: "-e",
+    reads: PERL,
+    stores: PERL_STORE,
+};
+// Debian's own, which its module is built for.
+const BY_PYTHON: Binding = Binding {
+    program: "/usr/bin/python3",
+    flag: "-c",
+    reads: PYTHON,
+    stores: PYTHON_STORE,
+};
+
 fn is_installed(program: &str, probe: &[&str]) -> bool {
     let found = Command::new(program)
         .args(probe)
@@ -42,7 +114,7 @@ fn is_installed(program: &str, probe: &[&str]) -> bool {
         .status()
         .is_ok_and(|status| status.success());
     if !found {
-        println!("skipped: {program} {} does not run here", probe.join(" "));
+        println!("SKIPPED: {program} {} does not run here", probe.join(" "));
     }
     found
 }
@@ -81,11 +153,15 @@ fn verify(path: &Path) {
 
 /// Lists a file through libdb and asks for every key of the model.
 fn check_by_libdb(kind: MapKind, path: &Path, model: &Model, what: &str) {
+    check_by(BY_PERL, kind, path, model, what);
+}
+
+fn check_by(binding: Binding, kind: MapKind, path: &Path, model: &Model, what: &str) {
     let wanted: String = model.keys().map(|key| hex(key) + "\n").collect();
     let keys = path.with_extension("keys");
     std::fs::write(&keys, wanted).unwrap();
-    let done = Command::new("perl")
-        .args(["-e", PERL])
+    let done = Command::new(binding.program)
+        .args([binding.flag, binding.reads])
         .arg(path)
         .arg(kind.name())
         .stdin(std::fs::File::open(&keys).unwrap())
@@ -118,6 +194,87 @@ fn check_by_libdb(kind: MapKind, path: &Path, model: &Model, what: &str) {
     }
     assert_eq!(answered, model.len(), "{what}");
     assert_same(&seen, model, what);
+}
+
+fn peer_entries() -> usize {
+    let text = std::env::var("PEER_ENTRIES").ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(10_000)
+}
+
+/// So many entries, the awkward ones among them: empty and binary values and keys, trailing NULs, values of many pages.
+fn exchanged(entries: usize, rng: &mut Rng) -> Model {
+    let mut model = match entries {
+        1 => Model::new(),
+        _ => awkward(entries.min(10_000), false, rng),
+    };
+    let mut i = 0;
+    while model.len() < entries {
+        let key = format!("plain{i}.user@host{}.test", i % 97);
+        model.insert(key.into_bytes(), vec![format!("box{i}").into_bytes()]);
+        i += 1;
+    }
+    model
+}
+
+/// Files of ours read by a binding, files of its read by us, of one entry, ten thousand, and as many as asked for.
+fn exchange(binding: Binding, largest: usize) {
+    let mut rng = Rng(seed());
+    let dir = tempfile::tempdir().unwrap();
+    let mut sizes = vec![1, 10_000, largest];
+    sizes.dedup();
+    for entries in sizes {
+        let model = exchanged(entries, &mut rng);
+        let mut pairs = String::new();
+        for (key, values) in &model {
+            let _ = writeln!(pairs, "{} {}", hex(key), hex(&values[0]));
+        }
+        let input = dir.path().join("pairs");
+        std::fs::write(&input, pairs).unwrap();
+        for kind in KINDS {
+            let what = format!("{}, {kind}, {entries} entries", binding.program);
+            let ours = dir.path().join("ours.db");
+            write(kind, &model, &ours);
+            verify(&ours);
+            check_by(binding, kind, &ours, &model, &what);
+            let theirs = dir.path().join("theirs.db");
+            let _ = std::fs::remove_file(&theirs);
+            let done = Command::new(binding.program)
+                .args([binding.flag, binding.stores])
+                .arg(&theirs)
+                .arg(kind.name())
+                .stdin(std::fs::File::open(&input).unwrap())
+                .output()
+                .unwrap();
+            let errors = String::from_utf8_lossy(&done.stderr);
+            assert!(done.status.success(), "{what}: {errors}");
+            let snapshot = read(&theirs).unwrap();
+            assert_same(&listed(&snapshot).unwrap(), &model, &what);
+            let direct = open_direct(&theirs, Duration::ZERO).unwrap();
+            assert_eq!(direct.kind(), kind, "{what}");
+            for (key, values) in &model {
+                assert!(snapshot.get(key) == Some(&values[0][..]), "{what}");
+            }
+            for (key, values) in model.iter().step_by(7) {
+                let found = direct.lookup(key).unwrap();
+                assert!(found.as_deref() == Some(&values[0][..]), "{what}");
+            }
+            assert_eq!(direct.lookup(b"nobody has this key").unwrap(), None);
+        }
+    }
+}
+
+#[test]
+fn files_are_exchanged_with_perl() {
+    if has_db_util() && has_perl() {
+        exchange(BY_PERL, peer_entries());
+    }
+}
+
+#[test]
+fn files_are_exchanged_with_python() {
+    if has_db_util() && is_installed(BY_PYTHON.program, &["-c", "import bsddb3"]) {
+        exchange(BY_PYTHON, 10_000);
+    }
 }
 
 #[test]

@@ -1,21 +1,32 @@
 //! Files of ours read by other mail systems' tools, files of theirs read by us: Postfix, Sendmail, Exim, tinycdb.
 //!
 //! The programs are those `.ci/peers` unpacks under target/peers/bin, and cdb(1). A test whose program is not there prints
-//! that it is skipped. PEER_ENTRIES (10000) is the size of the larger of the two maps.
+//! that it is skipped. PEER_ENTRIES (10000) is the size of the larger of the two maps, STORM_ROUNDS (20, and 100
+//! at most) how often one is rebuilt while others look up in it.
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
 mod support;
 
-use diligence_maps::{Map, MapKind, open_direct};
+use diligence_maps::{
+    DuplicatePolicy, HandleOptions, Map, MapBuilder, MapHandle, MapKind, MapSpec, PublishOptions,
+    open_direct,
+};
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use support::{Model, assert_same, listed, read, write};
 
 const WAIT: Duration = Duration::from_secs(5);
+/// Keys of a map that is rebuilt while others look up in it.
+const SHARED_KEYS: usize = 300;
+/// postmap waits for readers that come without end, so that a rebuild beside them takes its time.
+const SHARED_ROUNDS_MAX: u64 = 100;
+/// How long the last of many rebuilds may take to be seen.
+const SEEN_WITHIN: Duration = Duration::from_secs(20);
 
 /// A program of `.ci/peers`, if it is there.
 fn peer(name: &str) -> Option<PathBuf> {
@@ -25,7 +36,7 @@ fn peer(name: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    println!("skipped: {} is not there (.ci/peers)", path.display());
+    println!("SKIPPED: {} is not there (.ci/peers)", path.display());
     None
 }
 
@@ -98,7 +109,7 @@ fn check_by_us(path: &Path, kind: MapKind, model: &Model, what: &str) {
 /// libdb's verification prints its success line and nothing else: wrong order it only mentions, with status 0.
 fn verify(path: &Path) {
     let Ok(done) = Command::new("db5.3_verify").arg(path).output() else {
-        println!("skipped: db5.3_verify is not installed");
+        println!("SKIPPED: db5.3_verify is not installed");
         return;
     };
     let text = [done.stdout, done.stderr].concat();
@@ -151,6 +162,141 @@ fn postfix_reads_ours_and_we_read_postfix() {
             );
         }
     }
+}
+
+/// The lines of a map of which every key has the number of a rebuild.
+fn generation(number: u64) -> String {
+    (0..SHARED_KEYS).fold(String::new(), |mut text, i| {
+        let _ = writeln!(text, "user{i}\t{number}");
+        text
+    })
+}
+
+/// Builds the map as ours do, by rename.
+fn build_generation(path: &Path, number: u64) {
+    let mut builder = MapBuilder::new(MapKind::Lmdb, DuplicatePolicy::KeepFirst).unwrap();
+    for i in 0..SHARED_KEYS {
+        let (key, value) = (format!("user{i}\0"), format!("{number}\0"));
+        builder.insert(key.as_bytes(), value.as_bytes()).unwrap();
+    }
+    builder.publish(path, &PublishOptions::default()).unwrap();
+}
+
+#[test]
+fn postfix_looks_up_while_we_rebuild_an_lmdb_map() {
+    let Some(postmap) = peer("postmap") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("shared.lmdb");
+    build_generation(&path, 0);
+    let name = format!("lmdb:{}", dir.path().join("shared").display());
+    let keys = (0..SHARED_KEYS).fold(String::new(), |text, i| text + &format!("user{i}\n"));
+    let (built, is_done) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                let next = built.load(Ordering::SeqCst) + 1;
+                build_generation(&path, next);
+                built.store(next, Ordering::SeqCst);
+            }
+        });
+        for _ in 0..shared_rounds() {
+            let before = built.load(Ordering::SeqCst);
+            let done = run(
+                Command::new(&postmap).args(["-q", "-", &name]),
+                keys.as_bytes(),
+            );
+            let after = built.load(Ordering::SeqCst) + 1;
+            let text = String::from_utf8(done.stdout).unwrap();
+            let mut seen: Vec<u64> = text
+                .lines()
+                .map(|line| line.split_once('\t').unwrap().1.parse().unwrap())
+                .collect();
+            assert_eq!(seen.len(), SHARED_KEYS, "postmap -q misses keys");
+            seen.dedup();
+            assert_eq!(seen.len(), 1, "a mixture of rebuilds: {seen:?}");
+            assert!(
+                (before..=after).contains(&seen[0]),
+                "{seen:?}: {before}..={after}"
+            );
+        }
+        is_done.store(true, Ordering::Relaxed);
+    });
+    println!("{} rebuilds beside postmap -q", built.into_inner());
+}
+
+#[test]
+fn we_look_up_while_postfix_rebuilds_an_lmdb_map_in_place() {
+    let Some(postmap) = peer("postmap") else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("shared");
+    let path = dir.path().join("shared.lmdb");
+    let rebuild = |number: u64| {
+        std::fs::write(&source, generation(number)).unwrap();
+        let name = format!("lmdb:{}", source.display());
+        run(Command::new(&postmap).arg(name), b"");
+    };
+    rebuild(0);
+    let spec = MapSpec::new(MapKind::Lmdb, &path);
+    let handle = MapHandle::open(&spec, HandleOptions::default()).unwrap();
+    let (is_done, looks) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for reader in 0..4 {
+            let (handle, path, is_done, looks) = (&handle, &path, &is_done, &looks);
+            scope.spawn(move || {
+                let mut last = 0;
+                while !is_done.load(Ordering::Relaxed) {
+                    // Three ask a handle, as servers do, one the file, as programs do that look up once.
+                    let values: Vec<u64> = if reader < 3 {
+                        let view = handle.reader();
+                        (0..SHARED_KEYS)
+                            .map(|i| number(view.lookup(format!("user{i}").as_bytes()).unwrap()))
+                            .collect()
+                    } else {
+                        let map = open_direct(path, WAIT).unwrap();
+                        let look = |i| map.lookup(format!("user{i}\0").as_bytes()).unwrap();
+                        (0..SHARED_KEYS)
+                            .map(|i| number(look(i).map(|value| value.into_owned())))
+                            .collect()
+                    };
+                    assert!(
+                        values.iter().all(|value| *value == values[0]),
+                        "a mixture of rebuilds"
+                    );
+                    assert!(values[0] >= last, "rebuild {} after {last}", values[0]);
+                    last = values[0];
+                    looks.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for number in 1..=shared_rounds() {
+            rebuild(number);
+        }
+        let wanted = shared_rounds();
+        let deadline = Instant::now() + SEEN_WITHIN;
+        while number(handle.lookup(b"user1").unwrap()) != wanted {
+            assert!(Instant::now() < deadline, "the last rebuild is not seen");
+            std::thread::yield_now();
+        }
+        is_done.store(true, Ordering::Relaxed);
+    });
+    println!("{} looks beside postmap", looks.into_inner());
+}
+
+/// The number a value is.
+fn number(value: Option<Vec<u8>>) -> u64 {
+    let value = value.expect("a key is missing");
+    let text = std::str::from_utf8(value.strip_suffix(b"\0").unwrap_or(&value)).unwrap();
+    text.parse().unwrap()
+}
+
+fn shared_rounds() -> u64 {
+    let text = std::env::var("STORM_ROUNDS").ok();
+    let rounds: u64 = text.and_then(|text| text.parse().ok()).unwrap_or(20);
+    rounds.min(SHARED_ROUNDS_MAX)
 }
 
 #[test]
@@ -252,7 +398,7 @@ fn exim_reads_ours_and_we_read_exims() {
 #[test]
 fn tinycdb_reads_ours_and_we_read_its() {
     if Command::new("cdb").arg("-h").output().is_err() {
-        println!("skipped: cdb(1) is not installed");
+        println!("SKIPPED: cdb(1) is not installed");
         return;
     }
     let dir = tempfile::tempdir().unwrap();
