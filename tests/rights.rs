@@ -13,7 +13,7 @@ mod place;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -537,4 +537,93 @@ fn a_queue_run_of_roots_has_no_more_rights_than_the_daemon() {
         let path = entry.unwrap().path();
         assert_eq!(path.metadata().unwrap().uid(), DAEMON_UID, "{path:?}");
     }
+}
+
+/// Ends a queue runner that went into the background, by the number in its pid file.
+struct Runner(i32);
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(self.0),
+            nix::sys::signal::Signal::SIGTERM,
+        );
+    }
+}
+
+/// As in an installation: `sendmail` is set-group-id smmsp, and root starts the client queue's runner.
+#[test]
+fn the_client_queues_runner_has_the_rights_of_its_queues_owner() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new();
+    for (folder, mode) in [("client", 0o770), ("client/drop", 0o730)] {
+        fs::create_dir(place.path(folder)).unwrap();
+        chown(place.path(folder), Some(DAEMON_UID), Some(DAEMON_UID)).unwrap();
+        fs::set_permissions(place.path(folder), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let program = place.path("sendmail");
+    fs::copy(env!("CARGO_BIN_EXE_sendmail"), &program).unwrap();
+    chown(&program, Some(0), Some(DAEMON_UID)).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o2755)).unwrap();
+    fs::create_dir(place.path("etc/mail")).unwrap();
+    // Another account that the daemon would become, but the queue is not its own.
+    for (file, line) in [
+        (
+            "etc/passwd",
+            "diligence:x:52007:52007::/:/usr/sbin/nologin\n",
+        ),
+        ("etc/group", "diligence:x:52007:\n"),
+    ] {
+        place.write(file, &(place.text(file) + line));
+    }
+    place.write(
+        "etc/mail/submit.toml",
+        &format!(
+            "queue_directory = \"{PLACE}/client\"\npid_file = \"{PLACE}/client/pid\"\n\
+             control_socket_name = \"{PLACE}/client/control\"\nsmtp_address_file = \"{PLACE}/run/smtp\"\n\
+             log_file = \"{PLACE}/log\"\n"
+        ),
+    );
+    let in_etc = |script: &str| {
+        let ran = place.run(&format!("mount --bind {PLACE}/etc /etc && {script}"));
+        assert!(ran.status.success(), "{script}: {ran:?}");
+    };
+    in_etc(&format!("{PLACE}/sendmail -Ac -q1h"));
+    let part: i32 = place
+        .text("client/pid")
+        .lines()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let _runner = Runner(part);
+    assert_eq!(owner_and_mode(&place.path("client/pid")), (0, 0o600));
+    let runner = wait_for("the runner", || {
+        let children = fs::read_to_string(format!("/proc/{part}/task/{part}/children")).ok()?;
+        children.split_whitespace().next()?.parse().ok()
+    });
+    for ids in ["Uid:", "Gid:"] {
+        assert_eq!(status_line(runner, ids), vec![DAEMON_UID.to_string(); 4]);
+    }
+    assert_eq!(status_line(runner, "NoNewPrivs:"), ["1"]);
+
+    // Nobody listens yet: what eve sends waits in a queue that she can't look into.
+    in_etc(&format!(
+        "printf 'Subject: hi\\n\\nsubmitted\\n' | setpriv --reuid {EVE} --regid {EVE} --clear-groups {PLACE}/sendmail bob"
+    ));
+    in_etc(&format!(
+        "! setpriv --reuid {EVE} --regid {EVE} --clear-groups ls {PLACE}/client {PLACE}/client/drop 2>/dev/null"
+    ));
+    assert!(!place.path("mail/bob").exists());
+    let running = start(&place);
+    let mailbox = wait_for("bob's mail", || {
+        // Root's run asks the runner, over its socket.
+        in_etc(&format!("{PLACE}/sendmail -Ac -q"));
+        let mailbox = place.text("mail/bob");
+        mailbox.contains("submitted").then_some(mailbox)
+    });
+    assert!(mailbox.starts_with("From eve@"), "{mailbox}");
+    running.stop();
 }

@@ -275,14 +275,15 @@ impl DaemonHalf {
     /// The system's.
     pub fn give_places(&self, config: &Config) -> io::Result<()> {
         give_folder(&config.paths.queue_directory, 0o700, self.user, |_| true)?;
-        if let Some(log) = &config.log.file {
-            // A log that can't be written stops no mail; what there is to say of it, its writer says.
-            let _ = give_file(log, 0o640, self.user);
+        let mut names = vec![&config.paths.control_socket];
+        // A client queue's runner reads where the MTA listens, and has no claim to the MTA's log.
+        if config.role == Role::Mta {
+            names.push(&config.paths.smtp_address_file);
+            if let Some(log) = &config.log.file {
+                // A log that can't be written stops no mail; what there is to say of it, its writer says.
+                let _ = give_file(log, 0o640, self.user);
+            }
         }
-        let names = [
-            &config.paths.control_socket,
-            &config.paths.smtp_address_file,
-        ];
         let is_ours = |name: &OsStr| {
             names.iter().any(|path| {
                 path.file_name().is_some_and(|own| {
@@ -293,7 +294,7 @@ impl DaemonHalf {
                 })
             })
         };
-        for path in names {
+        for path in &names {
             if let Some(folder) = path.parent() {
                 give_folder(folder, 0o755, self.user, is_ours)?;
             }
