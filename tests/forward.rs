@@ -600,3 +600,68 @@ fn names_of_dont_blame_sendmail_let_pass_what_they_say_and_no_more() {
         );
     }
 }
+
+#[test]
+fn lines_of_a_megabyte_are_bounded_and_each_has_its_outcome() {
+    const MEGABYTE: usize = 1 << 20;
+    let site = Site::new("postmaster: bob\n");
+    let repeated = |text: &str| text.repeat(MEGABYTE / text.len() + 1);
+    // One alias of a megabyte: names, one over and over, and one that is a megabyte long.
+    let names: Vec<String> = (0..60_000).map(|n| format!("m{n:05}@ok.test")).collect();
+    let many = repeated("bob,          ");
+    let long = repeated("x");
+    let deep = repeated("(");
+    let open = format!("\"{}", repeated("y"));
+    site.aliases(&format!(
+        "wide: {}\nsame: {many} erin\nlong: bob, {long}\nname{long}: bob\ndeep: {deep} bob\nopen: {open}\n",
+        names.join(", ")
+    ));
+    let (text, code) = site.verify(&["wide"]);
+    assert_eq!((text.lines().count(), code), (60_000, 0));
+    site.expect(
+        "same",
+        &[
+            "erin... deliverable: mailer local, user erin",
+            "bob... deliverable: mailer local, user bob",
+        ],
+        0,
+    );
+    let daemon = site.sandbox.start();
+    // What the log and the listing show of it is short.
+    let outcome = |to: &str, parts: &[&str]| {
+        let id = site.send(&daemon, to);
+        for part in parts {
+            let line = site.wait_for_line(&id, part);
+            assert!(line.len() < 4096, "{} bytes", line.len());
+        }
+        id
+    };
+    outcome("same", &["to=erin,bob,"]);
+    outcome("long", &["to=bob,", "stat=User unknown"]);
+    outcome("deep", &["stat="]);
+    outcome("open", &["stat="]);
+    let forward = |text: &str| {
+        site.write("home/dave/.forward", 0o644, text);
+    };
+    forward(&format!("#{long}\n{many}\n"));
+    outcome("dave", &["to=bob,"]);
+    forward(&format!("bob, {long}\n"));
+    outcome("dave", &["to=bob,", "stat=User unknown"]);
+    forward(&format!("|{long}\n"));
+    outcome("dave", &["mailer=prog"]);
+    forward(&format!("/{}\n", repeated("d/")));
+    outcome("dave", &["stat=Can't create output"]);
+    forward(&format!("{deep}\nbob\n"));
+    outcome("dave", &["stat="]);
+    // Too many targets in one line, or in all: the mail waits, and nobody gets a part of it.
+    forward(&format!("{}\n", "a,".repeat(100_001)));
+    let id = outcome("dave", &["line 1: too many targets"]);
+    assert!(!site.log().contains(&format!("{id}: to=a,")));
+    // As large as it may be is read, beyond that it waits.
+    forward(&"bob\n".repeat((32 << 20) / 4 + 1));
+    outcome("dave", &["stat=Deferred: forward ", "File too large"]);
+    // What is sound is delivered meanwhile.
+    fs::remove_file(site.path("home/dave/.forward")).unwrap();
+    outcome("erin", &["to=<erin>,"]);
+    daemon.stop();
+}

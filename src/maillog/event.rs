@@ -5,12 +5,18 @@
 //!
 //! Source: lines of Sendmail 8.17; `logsender` and `logdelivery` by their effect.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::{LINE_LEN_MAX, Maillog, QueueId, Severity};
 use crate::envelope::{ControllingUser, Delivery, MessageId, Outcome};
 use crate::status::Status;
+
+/// The longest address in a line, in bytes. Source: Sendmail's MAXSHORTSTR.
+const ADDRESS_LEN_MAX: usize = 203;
+/// What stands for the middle of a longer one.
+const ELLIPSIS: &str = "...";
 
 /// From which LogLevel on events are written.
 pub mod level_of {
@@ -310,6 +316,7 @@ impl ToLine<'_> {
         let mut texts = Vec::new();
         let mut list = String::new();
         for (index, recipient) in self.recipients.iter().enumerate() {
+            let recipient = &*shortened(recipient);
             if !list.is_empty() && list.len() + recipient.len() > room {
                 texts.push(format!("to={list} [more]{tail}"));
                 list.clear();
@@ -328,7 +335,8 @@ impl ToLine<'_> {
         let mut text = String::with_capacity(256);
         // Writing to a String cannot fail.
         if let Some(user) = self.controlling_user {
-            let _ = write!(text, ", ctladdr={} ({}/{})", user.name, user.uid, user.gid);
+            let name = shortened(&user.name);
+            let _ = write!(text, ", ctladdr={name} ({}/{})", user.uid, user.gid);
         }
         let _ = write!(text, ", delay={}", interval(self.delay));
         if let Some(time) = self.attempt_time {
@@ -371,6 +379,18 @@ impl Reject<'_> {
 }
 
 /// `, NAME=VALUE`, unless the value is empty.
+/// An address without its middle if it is longer than [`ADDRESS_LEN_MAX`], so that what became of it stays in the line.
+fn shortened(address: &str) -> Cow<'_, str> {
+    if address.len() <= ADDRESS_LEN_MAX {
+        return Cow::Borrowed(address);
+    }
+    let half = (ADDRESS_LEN_MAX - ELLIPSIS.len()) / 2;
+    let head = address.floor_char_boundary(half);
+    let tail = address.ceil_char_boundary(address.len() - half);
+    let (head, tail) = (address.get(..head), address.get(tail..));
+    Cow::Owned([head.unwrap_or_default(), ELLIPSIS, tail.unwrap_or_default()].concat())
+}
+
 fn push_field(text: &mut String, name: &str, value: &str) {
     if !value.is_empty() {
         // Writing to a String cannot fail.
@@ -471,6 +491,22 @@ mod tests {
             line.texts(),
             ["to=nosuch, delay=1+02:03:04, mailer=relay, pri=30030, stat=queued"]
         );
+    }
+
+    #[test]
+    fn a_long_address_leaves_room_for_what_became_of_it() {
+        for length in [203, 204, 5_000] {
+            let address = format!("<{}\u{fc}@x.test>", "a".repeat(length - 11));
+            let shown = shortened(&address).into_owned();
+            assert!(shown.len() <= ADDRESS_LEN_MAX, "{shown}");
+            assert_eq!(shown == address, length == 203);
+            assert!(
+                shown.starts_with("<aaa") && shown.ends_with("a\u{fc}@x.test>"),
+                "{shown}"
+            );
+        }
+        let cut = shortened(&"\u{fc}".repeat(300)).into_owned();
+        assert_eq!(cut, format!("{0}...{0}", "\u{fc}".repeat(50)));
     }
 
     #[test]

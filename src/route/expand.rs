@@ -242,6 +242,8 @@ struct Walk<'r> {
     seen: HashSet<u128>,
     /// Names and lists followed.
     walked: HashSet<String>,
+    /// Names that are no aliases and whose users forward nothing: looked up once, however often they are named.
+    settled: HashSet<String>,
     /// The names and lists that led to where we are.
     chain: Vec<String>,
     /// Whose rights count where we are; `None`: the default user's.
@@ -271,6 +273,7 @@ impl<'r> Walk<'r> {
             wanted,
             seen: HashSet::new(),
             walked: HashSet::new(),
+            settled: HashSet::new(),
             chain: Vec::new(),
             controlling_user: None,
             acting_name: shown.to_owned(),
@@ -545,8 +548,11 @@ impl<'r> Walk<'r> {
             self.tell(|| format!("{text}... duplicate suppressed"));
             return Ok(());
         }
-        if self.follow(local, text)? {
-            return Ok(());
+        if !self.settled.contains(&folded) {
+            if self.follow(local, text)? {
+                return Ok(());
+            }
+            self.settled.insert(folded);
         }
         self.add(mailbox(local), text)
     }
