@@ -129,12 +129,62 @@ fn s_nail(arguments: &[&str]) -> Option<String> {
     ))
 }
 
+/// All messages of a folder as mutt sees them, one behind the other. It wants a terminal, which script(1) gives it.
+fn mutt(folder: &Path) -> Option<String> {
+    let is_there = |program: &str| {
+        let found = Command::new(program).arg("--version").output();
+        found.is_ok_and(|output| output.status.success())
+    };
+    if !is_there("mutt") || !is_there("script") {
+        println!("SKIPPED: mutt or script is not there");
+        return None;
+    }
+    let own = tempfile::tempdir().unwrap();
+    let (settings, out) = (own.path().join("muttrc"), own.path().join("out"));
+    // A folder that is there: mutt would ask whether to make it.
+    let folders = own.path().display();
+    fs::write(
+        &settings,
+        format!("set folder={folders}\nset wait_key=no\nset pipe_split=no\nset pipe_sep=\"\"\n"),
+    )
+    .unwrap();
+    let keys = format!(
+        "<tag-pattern>~A<enter><tag-prefix><pipe-message>cat >{}<enter><exit>",
+        out.display()
+    );
+    let command = format!(
+        "mutt -n -R -F {} -f {} -e 'push \"{keys}\"'",
+        settings.display(),
+        folder.display()
+    );
+    let mut running = Command::new("script")
+        .args(["-qec", &command, "/dev/null"])
+        .env("HOME", own.path())
+        .env("TERM", "xterm")
+        .env("LC_ALL", "C.UTF-8")
+        // Open as long as mutt runs: the end of it would be a key.
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let status = daemon::wait_for("mutt's end", || running.try_wait().unwrap());
+    assert!(status.success(), "mutt: {status}");
+    Some(fs::read_to_string(&out).unwrap_or_default())
+}
+
+/// The lines that begin with `Subject:`.
+fn subjects(text: &str) -> Vec<&str> {
+    text.lines()
+        .filter_map(|line| line.strip_prefix("Subject: "))
+        .collect()
+}
+
 /// A content whose lines a reader of mailboxes could take for the next message.
 const TREACHEROUS: &str = "Subject: second\n\nline one\nFrom a@b Mon Jan  1 00:00:00 2001\n\n\
                            From here on\n>From there\nthe end";
 
 #[test]
-fn s_nail_reads_our_mailboxes_and_maildirs() {
+fn s_nail_and_mutt_read_our_mailboxes_and_maildirs() {
     let site = Site::new("postmaster: bob\n", "");
     let daemon = site.sandbox.start();
     for content in ["Subject: first\n\nbody", TREACHEROUS, "Subject: third\n\n"] {
@@ -143,6 +193,12 @@ fn s_nail_reads_our_mailboxes_and_maildirs() {
     }
     daemon.stop();
     let mailbox = site.path("var/mail/bob").display().to_string();
+    let body =
+        "\nline one\n>From a@b Mon Jan  1 00:00:00 2001\n\n>From here on\n>From there\nthe end\n";
+    if let Some(text) = mutt(Path::new(&mailbox)) {
+        assert_eq!(subjects(&text), ["first", "second", "third"], "{text}");
+        assert!(text.contains(body), "{text}");
+    }
     let Some(headers) = s_nail(&["-H", "-f", &mailbox]) else {
         return;
     };
@@ -152,8 +208,6 @@ fn s_nail_reads_our_mailboxes_and_maildirs() {
         assert!(line.contains(subject), "{headers}");
     }
     let text = s_nail(&["-Y", "type 2", "-Y", "exit", "-f", &mailbox]).unwrap();
-    let body =
-        "\nline one\n>From a@b Mon Jan  1 00:00:00 2001\n\n>From here on\n>From there\nthe end\n";
     assert!(text.contains(body), "{text}");
     assert!(text.trim_end().ends_with("the end"), "{text}");
 
@@ -167,6 +221,12 @@ fn s_nail_reads_our_mailboxes_and_maildirs() {
         site.wait_for_line(&[&id, "stat=Sent"]);
     }
     daemon.stop();
+    if let Some(text) = mutt(&site.path("home/bob/Maildir")) {
+        let mut found = subjects(&text);
+        found.sort_unstable();
+        assert_eq!(found, ["first", "second"], "{text}");
+        assert!(text.contains("\nline one\nFrom a@b "), "{text}");
+    }
     let maildir = format!("maildir://{}", site.path("home/bob/Maildir").display());
     let headers = s_nail(&["-H", "-f", &maildir]).unwrap();
     let lines: Vec<_> = headers.lines().filter(|l| l.contains("s@sender")).collect();
