@@ -167,7 +167,7 @@ fn mutt(folder: &Path) -> Option<String> {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let status = daemon::wait_for("mutt's end", || running.try_wait().unwrap());
+    let status = wait_for("mutt's end", || running.try_wait().unwrap());
     assert!(status.success(), "mutt: {status}");
     Some(fs::read_to_string(&out).unwrap_or_default())
 }
