@@ -83,6 +83,8 @@ const ACCESS: &[(&str, &str)] = &[
     ("TLS_Clt:127.0.0.70", "PERM+ENCR:112"),
     ("TLS_Clt:127.0.0.74", "TEMP+VERIFY:128"),
     ("TLS_Clt:127.0.0.75", "NONE"),
+    ("From:.dotted.test", "REJECT"),
+    ("From:[10.1.2]", "REJECT"),
 ];
 
 /// Names as golden's name server has them; all but `nonexist.test` and what fails on purpose.
@@ -105,6 +107,9 @@ fn names() -> TableResolver {
         "very.deep.test",
         "spammer.test",
         "plain.test",
+        "dotted.test",
+        "a.dotted.test",
+        "a.b.dotted.test",
     ] {
         table = table.with_address(name, at(21));
     }
@@ -870,6 +875,23 @@ fn hosts_are_told_from_domains_and_whole_addresses() {
         server.recipient("127.0.0.50", "s@sender.test", "u@tempfail.test"),
         "450 4.4.0 <u@tempfail.test>... Can not check MX records for recipient host tempfail.test"
     );
+}
+
+#[test]
+fn dots_stand_for_what_is_below_where_they_are_asked_for() {
+    let mut site = plain();
+    site.access.lookupdotdomain = true;
+    for (server, below, itself) in [
+        (Running::start(plain()), "250", "250"),
+        (Running::start(site), "550", "250"),
+    ] {
+        assert!(server.sender("u@a.dotted.test").starts_with(below));
+        assert!(server.sender("u@a.b.dotted.test").starts_with(below));
+        assert!(server.sender("u@dotted.test").starts_with(itself));
+        // A literal's networks are asked for in either case.
+        assert!(server.sender("u@[10.1.2.3]").starts_with("550 5.7.1"));
+        assert!(server.sender("u@[10.2.2.3]").starts_with("250"));
+    }
 }
 
 #[test]

@@ -571,6 +571,27 @@ fn remote_mail_goes_by_mx_or_to_the_smart_host() {
     }
 }
 
+// Transcript 51, SMART_HOST.
+#[test]
+fn a_smart_host_has_the_mailer_that_it_names() {
+    let mut site = Site::new();
+    site.parts.options.remote = Remote::LoopbackOnly;
+    site.parts.options.smart_host = Some(HostPort::parse("esmtp:mx.ok.test").unwrap());
+    let router = Router::new(site.parts).unwrap();
+    let (lines, _) = router.verify_lines("u@plain.test", false);
+    assert_eq!(
+        lines,
+        ["u@plain.test... deliverable: mailer esmtp, host mx.ok.test, user u@plain.test"]
+    );
+    assert!(matches!(
+        resolve(&router, "u@plain.test"),
+        Route::Smtp {
+            is_relay: false,
+            ..
+        }
+    ));
+}
+
 #[test]
 fn a_sandbox_keeps_remote_mail_and_says_why() {
     let mut site = Site::new();

@@ -6,7 +6,8 @@ use std::fs;
 use std::io::{Cursor, Read};
 use std::sync::Arc;
 
-use diligence::address::{Address, ReversePath};
+use diligence::address::{Address, Domain, ReversePath};
+use diligence::config::access::AddedDomain;
 use diligence::config::host::HostName;
 use diligence::config::{
     Blameless, ClassOptions, DontBlame, MasqueradeOptions, MasqueradeScope, RouteOptions,
@@ -661,8 +662,12 @@ fn senders_are_masqueraded_as_sendmail_does() {
         To: alice, bob@gold.example.test\r\nSubject: alice@gold.example.test\r\n\r\nFrom: alice\r\n";
     let after = "From: alice@corp.test\r\nSender: root@corp.test\r\nReply-To: A <alice@corp.test>,\r\n\tb@host.example.test\r\n\
         To: alice@gold.example.test, bob@gold.example.test\r\nSubject: alice@gold.example.test\r\n\r\nFrom: alice\r\n";
+    assert_eq!(handed(&plain, before, Handover::Away), after);
+    // On this host a name without a domain stays one.
+    let here = "From: alice\r\nSender: root@corp.test\r\nReply-To: A <alice@corp.test>,\r\n\tb@host.example.test\r\n\
+        To: alice, bob@gold.example.test\r\nSubject: alice@gold.example.test\r\n\r\nFrom: alice\r\n";
+    assert_eq!(handed(&plain, before, Handover::Here), here);
     for to in [Handover::Away, Handover::Here] {
-        assert_eq!(handed(&plain, before, to), after);
         assert_eq!(
             shown(&plain, "alice@gold.example.test", to),
             "<alice@gold.example.test>"
@@ -685,8 +690,12 @@ fn senders_are_masqueraded_as_sendmail_does() {
         "Cc: bob@corp.test\r\n\r\n"
     );
     assert_eq!(
-        handed(&all, "From: bob\r\n\r\n", Handover::Here),
-        "From: bob@gold.example.test\r\n\r\n"
+        handed(
+            &all,
+            "From: bob@gold.example.test\r\nTo: bob\r\n\r\n",
+            Handover::Here
+        ),
+        "From: bob@gold.example.test\r\nTo: bob\r\n\r\n"
     );
     let own = "alice@gold.example.test";
     assert_eq!(shown(&all, own, Handover::Away), "<alice@corp.test>");
@@ -733,6 +742,44 @@ fn senders_are_masqueraded_as_sendmail_does() {
     ] {
         assert_eq!(from(&router, given), wanted, "{given}");
     }
+}
+
+// As Sendmail 8.17 handed the same headers over.
+#[test]
+fn names_without_a_domain_get_one_where_they_must() {
+    let header = "From: bob\r\nTo: carol, \"q s\"\r\nCc: dave@localhost\r\n\r\n";
+    let with = |added: AddedDomain, masquerade_as: Option<&str>, allmasquerade: bool| {
+        router_with(Tables::default(), |options| {
+            options.masquerade.masquerade_as = masquerade_as.map(str::to_owned);
+            options.masquerade.always_add_domain = added;
+            options.masquerade.scope.allmasquerade = allmasquerade;
+        })
+    };
+    let plain = with(AddedDomain::None, None, false);
+    // Nothing is set: mail for other hosts has domains all the same, mail for this one stays as it is.
+    assert_eq!(
+        handed(&plain, header, Handover::Away),
+        "From: bob@gold.example.test\r\nTo: carol@gold.example.test, \"q s\"@gold.example.test\r\n\
+         Cc: dave@gold.example.test\r\n\r\n"
+    );
+    assert_eq!(handed(&plain, header, Handover::Here), header);
+    let own = with(AddedDomain::Own, Some("corp.test"), false);
+    assert_eq!(
+        handed(&own, header, Handover::Here),
+        "From: bob@corp.test\r\nTo: carol@gold.example.test, \"q s\"@gold.example.test\r\n\
+         Cc: dave@gold.example.test\r\n\r\n"
+    );
+    let other = AddedDomain::Other(Domain::parse("add.test").unwrap());
+    let other = with(other, Some("corp.test"), true);
+    assert_eq!(
+        handed(&other, header, Handover::Here),
+        "From: bob@add.test\r\nTo: carol@add.test, \"q s\"@add.test\r\nCc: dave@corp.test\r\n\r\n"
+    );
+    // What other hosts get does not depend on it.
+    assert_eq!(
+        handed(&other, "From: bob\r\n\r\n", Handover::Away),
+        "From: bob@corp.test\r\n\r\n"
+    );
 }
 
 #[test]

@@ -353,3 +353,20 @@ fn a_server_that_must_show_a_certificate_gets_nothing() {
         assert!(envelopes(&site.server.heard()).is_empty());
     }
 }
+
+// Transcript 63, "same to a remote host".
+#[test]
+fn names_without_a_domain_leave_with_this_hosts() {
+    let site = Site::start(
+        "mailertable = \"text -z; etc/mail/mailertable\"",
+        &[("mailertable", TO_SERVER)],
+    );
+    site.send(
+        "alice@gold.example.test",
+        "u@ok.test",
+        "From: joe (Joe)\nTo: bob, u@ok.test\n",
+    );
+    let heard = site.heard(1);
+    assert_eq!(field(&heard, "From"), "From: joe@gold.example.test (Joe)");
+    assert_eq!(field(&heard, "To"), "To: bob@gold.example.test, u@ok.test");
+}

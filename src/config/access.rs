@@ -24,6 +24,8 @@ pub struct AccessOptions {
     pub accept_unqualified_senders: bool,
     /// Whether SKIP is a word of the access map.
     pub skip: bool,
+    /// Whether `.domain` is a key for what is below a domain.
+    pub lookupdotdomain: bool,
     /// Lists of clients in DNS, in the order in which they are asked.
     pub dnsbl: Vec<DnsList>,
     /// The same with patterns of the answer.
@@ -96,6 +98,44 @@ impl Word for RelayMailFrom {
         (Self::Address, "true"),
         (Self::Domain, "domain"),
     ];
+}
+
+/// FEATURE(always_add_domain): what names without a domain get in mail that is delivered on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum AddedDomain {
+    /// Nothing.
+    #[default]
+    None,
+    /// This host's name, or what masquerading makes of it.
+    Own,
+    /// This domain.
+    Other(Domain),
+}
+
+impl AddedDomain {
+    /// Reads true, false or a domain.
+    ///
+    /// # Errors
+    /// What is wrong, for the operator.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.trim() {
+            word if word.eq_ignore_ascii_case("true") => Ok(Self::Own),
+            word if word.is_empty() || word.eq_ignore_ascii_case("false") => Ok(Self::None),
+            name => Domain::parse(name)
+                .map(Self::Other)
+                .map_err(|_| format!("`{name}' is not true, false or a domain name")),
+        }
+    }
+
+    /// As it is written.
+    #[must_use]
+    pub fn show(&self) -> String {
+        match self {
+            Self::None => "false".to_owned(),
+            Self::Own => "true".to_owned(),
+            Self::Other(domain) => domain.to_string(),
+        }
+    }
 }
 
 /// FEATURE(ratecontrol), FEATURE(conncontrol).

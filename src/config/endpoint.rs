@@ -194,19 +194,23 @@ pub struct HostPort {
     pub is_mx_skipped: bool,
     /// The port; [`SMTP_PORT`] when none was given.
     pub port: u16,
+    /// Whether mail for it is the mailer esmtp's, not relay's.
+    pub is_by_esmtp: bool,
 }
 
 impl HostPort {
-    /// Reads a smart host. A leading mailer name (`esmtp:`, `smtp:`, `relay:`)
-    /// is accepted, as Sendmail's `SMART_HOST` does, and means the same here.
+    /// Reads a smart host. A leading name of a mailer (`esmtp:`, `smtp:`,
+    /// `relay:`) may stand before it, as in Sendmail's `SMART_HOST`.
     ///
     /// # Errors
     /// A sentence that says what is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        let text = ["esmtp:", "smtp:", "relay:"]
+        let by_esmtp = ["esmtp:", "smtp:"]
             .iter()
-            .find_map(|mailer| strip_prefix_no_case(text, mailer))
+            .find_map(|mailer| strip_prefix_no_case(text, mailer));
+        let text = by_esmtp
+            .or_else(|| strip_prefix_no_case(text, "relay:"))
             .unwrap_or(text);
         if text.is_empty() {
             return Err("a host is missing".to_owned());
@@ -251,6 +255,7 @@ impl HostPort {
             host: host.to_owned(),
             is_mx_skipped: is_bracketed || is_address,
             port,
+            is_by_esmtp: by_esmtp.is_some(),
         })
     }
 
@@ -264,6 +269,9 @@ impl HostPort {
 /// In the form that [`HostPort::parse`] reads.
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_by_esmtp {
+            f.write_str("esmtp:")?;
+        }
         if self.is_mx_skipped {
             write!(f, "[{}]", self.host)?;
         } else {

@@ -391,7 +391,70 @@ mod tests {
             "{text}"
         );
         assert!(load("super_safe = true").is_ok());
+        // FEATUREs and defines of the m4 configuration, too.
+        assert!(load("nocanonify = true\nuse_cw_file = true").is_ok());
+        for (setting, part) in [
+            (
+                "nocanonify = false",
+                "nocanonify is not supported: addresses",
+            ),
+            ("local_procmail = true", "local_mailer"),
+            (
+                "canonify_domain = \"x.test\"",
+                "canonify_domain is not supported",
+            ),
+            ("ldap_routing = true", "virtusertable and mailertable"),
+        ] {
+            let text = error(setting);
+            assert!(text.contains(part), "{text}");
+        }
         assert!(error("super_safe = false").contains("SuperSafe is not supported: no message"));
+    }
+
+    #[test]
+    fn tables_and_hosts_are_written_as_their_features_are() {
+        let plain = Request::default();
+        let route = |text: &str| {
+            let config = Config::from_text(&plain, Path::new("/x/sendmail.toml"), text);
+            config.unwrap().route
+        };
+        let table = route("virtusertable = true").virtusertable;
+        assert_eq!(table.as_deref(), Some("hash /etc/mail/virtusertable"));
+        let tables = route("mailertable = true\ndomaintable = true\ngenericstable = \"cdb /x\"");
+        assert_eq!(
+            tables.mailertable.as_deref(),
+            Some("hash /etc/mail/mailertable")
+        );
+        assert_eq!(
+            tables.domaintable.as_deref(),
+            Some("hash /etc/mail/domaintable")
+        );
+        assert_eq!(tables.masquerade.genericstable.as_deref(), Some("cdb /x"));
+        assert_eq!(route("access_db = false").access_db, None);
+        let boxed = Request {
+            sandbox: Some(Path::new("/sand/box")),
+            ..Request::default()
+        };
+        let path = Path::new("/sand/box/etc/mail/sendmail.toml");
+        let config = Config::from_text(&boxed, path, "mailertable = true").unwrap();
+        assert_eq!(
+            config.route.mailertable.as_deref(),
+            Some("hash /sand/box/etc/mail/mailertable")
+        );
+        assert!(
+            route("smart_host = \"esmtp:[mx.test]\"")
+                .smart_host
+                .unwrap()
+                .is_by_esmtp
+        );
+        assert!(
+            !route("smart_host = \"relay:mx.test\"")
+                .smart_host
+                .unwrap()
+                .is_by_esmtp
+        );
+        let text = error("always_add_domain = \"a b\"");
+        assert!(text.contains("not true, false or a domain"), "{text}");
     }
 
     #[test]

@@ -283,6 +283,14 @@ impl Config {
         }
     }
 
+    /// A map specification of Sendmail's, in a sandbox with the sandbox's file.
+    fn usual_map(&self, spec: &str) -> String {
+        match &self.sandbox {
+            Some(_) => spec.replace(" /", " "),
+            None => spec.to_owned(),
+        }
+    }
+
     /// Checks a map specification (`hash -o /path`), and resolves its file, if
     /// it has one, as [`Config::place_path`] does.
     fn place_map(&self, text: &str) -> Result<String, String> {

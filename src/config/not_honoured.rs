@@ -63,7 +63,7 @@ const EITHER: &[&str] = &[
 ];
 const ZERO: &[&str] = &["0", "0s", "0m", "0h", "0d"];
 
-/// All of them, in the order of Sendmail's names.
+/// All of them, in the order of Sendmail's names: options, then FEATUREs.
 pub static NOT_HONOURED: &[NotHonoured] = &[
     not("AliasWait")
         .letter('a')
@@ -226,6 +226,53 @@ pub static NOT_HONOURED: &[NotHonoured] = &[
     not("UseMSP").advice("-Ac and -Am tell the two programs apart"),
     not("UserDatabaseSpec"),
     not("XscriptFileBufferSize"),
+    // FEATUREs and defines of the m4 configuration.
+    not("badmx"),
+    not("bcc"),
+    not("bestmx_is_local").advice("name the domains in local_host_names"),
+    not("bitdomain"),
+    not("block_bad_helo").accepts(FALSE),
+    not("canonify_domain").advice("addresses are never rewritten by DNS"),
+    not("canonify_domain_file").advice("addresses are never rewritten by DNS"),
+    not("compat_check"),
+    not("domainmap"),
+    not("ldap_routing").advice("use virtusertable and mailertable of class ldap"),
+    not("ldaproute_domain").advice("use virtusertable and mailertable of class ldap"),
+    not("local_lmtp").advice("define a mailer with F=z and name it in local_mailer"),
+    not("local_procmail").advice("define a mailer and name it in local_mailer"),
+    not("mtamark"),
+    not("no_default_msa").advice("name the ports in daemon_port_options"),
+    not("nocanonify")
+        .accepts(TRUE)
+        .advice("addresses are never rewritten by DNS"),
+    not("nopercenthack")
+        .accepts(FALSE)
+        .advice("user%host is always user@host"),
+    not("notsticky").accepts(TRUE).advice("use stickyhost"),
+    not("nouucp").advice("host!user is always user@host"),
+    not("nullclient").advice("use smart_host and mail_hub"),
+    not("prefixmod"),
+    not("preserve_local_plus_detail").accepts(FALSE),
+    not("preserve_luser_host").accepts(FALSE),
+    not("queuegroup"),
+    not("require_rdns").accepts(FALSE),
+    not("rhsbl").advice("use dnsbl"),
+    not("smrsh").advice("name it in local_shell"),
+    not("sts").accepts(FALSE),
+    not("tls_failures").accepts(FALSE),
+    not("tls_session_features").accepts(FALSE),
+    not("use_client_ptr").accepts(FALSE),
+    not("use_ct_file")
+        .accepts(TRUE)
+        .advice("trusted_users is always read"),
+    not("use_cw_file")
+        .accepts(TRUE)
+        .advice("local_host_names is always read"),
+    not("uucpdomain"),
+    not("uucp_relay"),
+    not("bitnet_relay"),
+    not("decnet_relay"),
+    not("fax_relay"),
 ];
 
 /// The option of this name (case and underscores aside), if Sendmail has it and

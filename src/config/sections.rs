@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::access::{AccessOptions, RelayOptions};
+use super::access::{AccessOptions, AddedDomain, RelayOptions};
 use super::dont_blame::DontBlame;
 use super::endpoint::{DaemonPort, HostPort};
 use super::mailer::MailerDefinition;
@@ -146,6 +146,8 @@ pub struct MasqueradeOptions {
     pub genericstable: Option<String>,
     /// Class `G`: domains whose addresses the genericstable is asked for.
     pub generics_domains: ClassOptions,
+    /// What names without a domain get in mail that is delivered on this host.
+    pub always_add_domain: AddedDomain,
     /// Where and how far it goes.
     pub scope: MasqueradeScope,
 }

@@ -115,8 +115,11 @@ pub(super) enum Access {
         field: fn(&mut Config) -> &mut Vec<DnsList>,
         has_patterns: bool,
     },
-    /// A map specification; empty for none.
-    Map(fn(&mut Config) -> &mut Option<String>),
+    /// A map specification; empty for none, true for the one of Sendmail's FEATURE.
+    Table {
+        field: fn(&mut Config) -> &mut Option<String>,
+        usual: &'static str,
+    },
     /// Words without blanks, such as names and domains.
     Words(fn(&mut Config) -> &mut Vec<String>),
     /// One of a few words, or a form with its own reader.
@@ -216,10 +219,11 @@ impl Access {
                 let text = given.plain_text()?;
                 *field(config) = (!text.is_empty()).then_some(text);
             }
-            Self::Map(field) => {
-                let text = given.plain_text()?;
+            Self::Table { field, usual } => {
+                let text = given.text()?;
                 let spec = match text.trim() {
-                    "" => None,
+                    "" | "false" => None,
+                    "true" => Some(config.place_map(&config.usual_map(usual))?),
                     spec => Some(config.place_map(spec)?),
                 };
                 *field(config) = spec;
@@ -356,7 +360,7 @@ impl Access {
             Self::Flag(field) => Shown::Bare(field(copy).to_string()),
             Self::Text(field) => Shown::Text(field(copy).clone()),
             Self::TextOrNone(field) => Shown::Text(field(copy).clone().unwrap_or_default()),
-            Self::Map(field) | Self::Domain(field) | Self::SentOn(field) => {
+            Self::Table { field, .. } | Self::Domain(field) | Self::SentOn(field) => {
                 Shown::Text(field(copy).clone().unwrap_or_default())
             }
             Self::DnsLists { field, .. } => {
@@ -393,7 +397,9 @@ impl Access {
             Self::Flag(_) => "true or false".to_owned(),
             Self::Text(_) => "text".to_owned(),
             Self::TextOrNone(_) => "text, empty for none".to_owned(),
-            Self::Map(_) => "map specification, empty for none".to_owned(),
+            Self::Table { usual, .. } => {
+                format!("map specification, true for \"{usual}\", empty for none")
+            }
             Self::Domain(_) => "domain name, empty for none".to_owned(),
             Self::SentOn(_) => "[MAILER:]HOST, local:USER or error:..; empty for none".to_owned(),
             Self::DnsLists { has_patterns, .. } => {

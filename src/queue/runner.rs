@@ -410,7 +410,7 @@ fn shown_sender(
     owner: Option<String>,
     destination: &Destination,
 ) -> Result<Option<String>, RouteError> {
-    let (true, Some(to)) = (router.is_rewriting(), handover(destination)) else {
+    let Some(to) = handover(destination).filter(|to| router.is_rewriting(*to)) else {
         return Ok(owner);
     };
     let path = match owner.as_deref().map(Address::parse) {
@@ -508,7 +508,7 @@ fn rewritten(
     content: &ContentOpener,
     destination: &Destination,
 ) -> ContentOpener {
-    let (true, Some(to)) = (router.is_rewriting(), handover(destination)) else {
+    let Some(to) = handover(destination).filter(|to| router.is_rewriting(*to)) else {
         return Arc::clone(content);
     };
     let (router, content) = (Arc::clone(router), Arc::clone(content));

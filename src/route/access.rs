@@ -13,8 +13,8 @@
 use std::net::IpAddr;
 
 use super::access_entry::{
-    Denial, Disposition, Entry, KEYS_MAX, address_prefixes, client_address_keys, domain_keys, fold,
-    full_keys, number, user_keys,
+    Denial, Disposition, Dots, Entry, KEYS_MAX, address_prefixes, client_address_keys, domain_keys,
+    fold, full_keys, number, user_keys,
 };
 use super::resolve::{Place, UNKNOWN_TEXT};
 use super::tables::Placed;
@@ -114,7 +114,10 @@ impl Router {
         }
         let keys = [full_keys(address), user_keys(address)];
         let keys = keys.into_iter().flatten();
-        let domains = domain.as_deref().map(domain_keys).unwrap_or_default();
+        let domains = domain
+            .as_deref()
+            .map(|name| self.domain_keys(name))
+            .unwrap_or_default();
         match self.look_up(Tag::FROM, keys.chain(domains))? {
             Some(Entry::Reject) => Err(access_denied()),
             Some(Entry::Error(refusal)) => Err(refusal),
@@ -270,12 +273,16 @@ impl Router {
                 let user = user_keys(&Address::from_parts(&local, None));
                 let domain = address.domain().cloned();
                 let domain = domain.or_else(|| Domain::parse(&self.host_name).ok());
-                let above = domain.as_ref().map(|domain| domain_keys(&domain.folded()));
+                let above = domain
+                    .as_ref()
+                    .map(|domain| self.domain_keys(&domain.folded()));
                 let full = own(domain);
                 [full, user, above.unwrap_or_default()].concat()
             }
             Place::Elsewhere(remote) => {
-                let domain = remote.domain().map(|domain| domain_keys(&domain.folded()));
+                let domain = remote
+                    .domain()
+                    .map(|domain| self.domain_keys(&domain.folded()));
                 [full_keys(&remote), domain.unwrap_or_default()].concat()
             }
         };
@@ -308,7 +315,10 @@ impl Router {
     /// # Errors
     /// 451 if a lookup did not work.
     pub fn greet_pause_ms(&self, client: &Client) -> Result<Option<u32>, Denial> {
-        let names = client.name.as_ref().map(|name| domain_keys(&fold(name)));
+        let names = client
+            .name
+            .as_ref()
+            .map(|name| self.domain_keys(&fold(name)));
         let keys = names.unwrap_or_default().into_iter();
         let keys = keys.chain(client_address_keys(client.address));
         let value = self.value(Tag::GREET_PAUSE, keys)?;
@@ -373,13 +383,17 @@ impl Router {
                 let unfolded = (address.local_unquoted() != *local)
                     .then(|| Address::from_parts(local, Domain::parse(&self.host_name).ok()));
                 let address = unfolded.as_ref().unwrap_or(address);
-                let domain = address.domain().map(|domain| domain_keys(&domain.folded()));
+                let domain = address
+                    .domain()
+                    .map(|domain| self.domain_keys(&domain.folded()));
                 let keys = [full_keys(address), user_keys(address)];
                 let keys = keys.into_iter().flatten();
                 self.look_up(Tag::TO, keys.chain(domain.unwrap_or_default()))
             }
             Place::Elsewhere(remote) => {
-                let domain = remote.domain().map(|domain| domain_keys(&domain.folded()));
+                let domain = remote
+                    .domain()
+                    .map(|domain| self.domain_keys(&domain.folded()));
                 let keys = full_keys(remote).into_iter();
                 self.look_up(Tag::TO, keys.chain(domain.unwrap_or_default()))
             }
@@ -417,7 +431,9 @@ impl Router {
             RelayMailFrom::No => return Ok(false),
             RelayMailFrom::Address => {}
             RelayMailFrom::Domain => {
-                let domain = address.domain().map(|domain| domain_keys(&domain.folded()));
+                let domain = address
+                    .domain()
+                    .map(|domain| self.domain_keys(&domain.folded()));
                 keys.extend(domain.unwrap_or_default());
             }
         }
@@ -448,12 +464,21 @@ impl Router {
             })
     }
 
+    /// A domain and those above it, as keys of the access map.
+    pub(super) fn domain_keys(&self, folded: &str) -> Vec<String> {
+        let dots = match self.options.access.lookupdotdomain {
+            true => Dots::Too,
+            false => Dots::Never,
+        };
+        domain_keys(folded, dots)
+    }
+
     /// The keys that allow relaying for a host name.
     fn host_keys(&self, folded: &str) -> Vec<String> {
         if self.options.relay.hosts_only {
             vec![folded.to_owned()]
         } else {
-            domain_keys(folded)
+            self.domain_keys(folded)
         }
     }
 
@@ -496,7 +521,10 @@ impl Router {
     }
 
     fn client_entry(&self, tag: Tag, client: &Client) -> Result<Option<Entry>, Denial> {
-        let names = client.name.as_ref().map(|name| domain_keys(&fold(name)));
+        let names = client
+            .name
+            .as_ref()
+            .map(|name| self.domain_keys(&fold(name)));
         let keys = names.unwrap_or_default().into_iter();
         self.look_up(tag, keys.chain(client_address_keys(client.address)))
     }

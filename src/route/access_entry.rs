@@ -183,18 +183,31 @@ pub(super) fn fold(name: &str) -> String {
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
 
-/// A domain and those above it: `a.b.test`, `b.test`, `test`. A literal has none above.
-pub(super) fn domain_keys(folded: &str) -> Vec<String> {
-    if folded.starts_with('[') {
-        return vec![folded.to_owned()];
+/// A domain and those above it: `a.b.test`, `b.test`, `test`; of a literal what is left of its address, `[192.0.2.1]`,
+/// `[192.0.2]` and so on. With dots, what stands for names below a domain alone comes before it: `a.b.test`, `.b.test`,
+/// `b.test`.
+pub(super) fn domain_keys(folded: &str, dots: Dots) -> Vec<String> {
+    if let Some(inner) = folded.strip_prefix('[').and_then(|f| f.strip_suffix(']')) {
+        let whole = |part: String| format!("[{part}]");
+        return address_prefixes(inner).into_iter().map(whole).collect();
     }
     let mut keys = Vec::new();
     let mut rest = Some(folded);
     while let Some(name) = rest {
         keys.push(name.to_owned());
         rest = name.split_once('.').map(|(_, above)| above);
+        if dots == Dots::Too {
+            keys.extend(rest.map(|above| format!(".{above}")));
+        }
     }
     keys
+}
+
+/// Whether `.domain` is a key, as FEATURE(lookupdotdomain) has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dots {
+    Too,
+    Never,
 }
 
 /// The keys of a client's address: itself and its networks.
@@ -306,8 +319,16 @@ mod tests {
 
     #[test]
     fn keys_go_from_the_whole_to_its_parts() {
-        assert_eq!(domain_keys("a.b.test"), ["a.b.test", "b.test", "test"]);
-        assert_eq!(domain_keys("[192.0.2.1]"), ["[192.0.2.1]"]);
+        let keys = |name, dots| domain_keys(name, dots).join(" ");
+        assert_eq!(keys("a.b.test", Dots::Never), "a.b.test b.test test");
+        assert_eq!(
+            keys("a.b.test", Dots::Too),
+            "a.b.test .b.test b.test .test test"
+        );
+        assert_eq!(
+            keys("[192.0.2.1]", Dots::Never),
+            "[192.0.2.1] [192.0.2] [192.0] [192]"
+        );
         let keys = client_address_keys("192.0.2.1".parse().unwrap());
         assert_eq!(keys, ["192.0.2.1", "192.0.2", "192.0", "192"]);
         let keys = client_address_keys("2001:db8::1".parse().unwrap());

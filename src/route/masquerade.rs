@@ -14,6 +14,7 @@ use super::target::quote_local;
 use super::{RouteError, Router};
 use crate::address::{Address, Domain, ReversePath};
 use crate::config::MasqueradeOptions;
+use crate::config::access::AddedDomain;
 
 /// The classes that masquerading asks.
 pub(super) struct MasqueradeClasses {
@@ -59,11 +60,15 @@ pub(super) enum Side {
 }
 
 impl Router {
-    /// Whether anything is rewritten at all. Never in a client queue, whose MTA does it.
+    /// Whether anything may be rewritten in what is handed over so: for other hosts names get this host's domain at
+    /// least. Never in a client queue, whose MTA does it.
     #[must_use]
-    pub fn is_rewriting(&self) -> bool {
+    pub fn is_rewriting(&self, to: Handover) -> bool {
+        let options = &self.options.masquerade;
         self.relay_to.is_none()
-            && (self.options.masquerade.masquerade_as.is_some()
+            && (to == Handover::Away
+                || options.masquerade_as.is_some()
+                || options.always_add_domain != AddedDomain::None
                 || self.tables.generics.is_some()
                 || self.tables.domains.is_some())
     }
@@ -80,19 +85,14 @@ impl Router {
         let ReversePath::Mailbox(address) = sender else {
             return Ok(sender.clone());
         };
-        if !self.is_rewriting() {
+        if !self.is_rewriting(to) {
             return Ok(sender.clone());
         }
         let scope = &self.options.masquerade.scope;
         let is_kept = to == Handover::Here && scope.local_no_masquerade;
-        let address = self.canonical(address)?;
-        Ok(ReversePath::Mailbox(
-            if scope.masquerade_envelope && !is_kept {
-                self.masqueraded(address)?
-            } else {
-                address
-            },
-        ))
+        let is_masqueraded = scope.masquerade_envelope && !is_kept;
+        let shown = self.shown(address, is_masqueraded, to)?;
+        Ok(ReversePath::Mailbox(shown))
     }
 
     /// An address of a header field as it is handed over.
@@ -103,11 +103,27 @@ impl Router {
         to: Handover,
     ) -> Result<Address, RouteError> {
         let scope = &self.options.masquerade.scope;
-        let is_masqueraded = match side {
-            Side::Sender => to == Handover::Away || !scope.local_no_masquerade,
-            Side::Recipient => scope.allmasquerade,
-        };
-        let address = self.canonical(address)?;
+        let is_kept = to == Handover::Here && scope.local_no_masquerade;
+        let is_masqueraded = !is_kept && (side == Side::Sender || scope.allmasquerade);
+        self.shown(address, is_masqueraded, to)
+    }
+
+    /// An address as others see it. On this host a name without a domain stays one, unless `always_add_domain` has a
+    /// domain for it.
+    fn shown(
+        &self,
+        address: &Address,
+        is_masqueraded: bool,
+        to: Handover,
+    ) -> Result<Address, RouteError> {
+        let mut address = self.canonical(address)?;
+        if address.domain().is_none() && to == Handover::Here {
+            match &self.options.masquerade.always_add_domain {
+                AddedDomain::None => return Ok(address),
+                AddedDomain::Own => {}
+                AddedDomain::Other(domain) => address = address.with_domain(domain.clone()),
+            }
+        }
         if is_masqueraded {
             return self.masqueraded(address);
         }

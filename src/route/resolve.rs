@@ -454,7 +454,7 @@ impl Router {
                 },
             };
             return Route::Smtp {
-                is_relay: true,
+                is_relay: !host.is_by_esmtp,
                 hop,
                 address: wire,
             };
@@ -485,14 +485,12 @@ impl Router {
 
     /// Keeps mail in the queue that would leave a sandbox. A smart host is the operator's word that it may.
     fn guarded(&self, route: Route) -> Route {
-        let Route::Smtp {
-            is_relay: false,
-            hop,
-            ..
-        } = &route
-        else {
+        let Route::Smtp { hop, .. } = &route else {
             return route;
         };
+        if self.options.smart_host.is_some() {
+            return route;
+        }
         let is_loopback = match hop {
             Hop::Mx(_) | Hop::Several(_) => false,
             Hop::Host { name, .. } => Domain::parse(name)

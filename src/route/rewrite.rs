@@ -51,7 +51,7 @@ impl Router {
         content: Box<dyn Read + Send>,
         to: Handover,
     ) -> Box<dyn Read + Send> {
-        if !self.is_rewriting() {
+        if !self.is_rewriting(to) {
             return content;
         }
         Box::new(Rewritten {

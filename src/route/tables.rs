@@ -86,8 +86,14 @@ impl Router {
         Ok(value.and_then(|value| local_user(&value, address)))
     }
 
-    /// An address with the domain that the domaintable has for its own.
+    /// An address with the domain that the domaintable has for its own; `localhost` is this host by its full name.
     pub(super) fn canonical(&self, address: &Address) -> Result<Address, RouteError> {
+        let is_localhost = |domain: &Domain| domain.as_str().eq_ignore_ascii_case("localhost");
+        if address.domain().is_some_and(is_localhost)
+            && let Ok(own) = Domain::parse(&self.host_name)
+        {
+            return Ok(address.with_domain(own));
+        }
         let (Some(table), Some(domain)) = (&self.tables.domains, address.domain()) else {
             return Ok(address.clone());
         };

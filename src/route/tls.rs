@@ -14,7 +14,7 @@
 use std::net::IpAddr;
 
 use super::access::Tag;
-use super::access_entry::{Denial, client_address_keys, domain_keys, fold, full_keys, user_keys};
+use super::access_entry::{Denial, client_address_keys, fold, full_keys, user_keys};
 use super::{Client, Router};
 use crate::address::{Address, Domain};
 use crate::status::{Reply, Status};
@@ -100,7 +100,10 @@ impl PlainServer {
 impl Router {
     /// Whether the access map lets mail come over a plain connection from a client (`TLS_Clt:`).
     pub(super) fn check_tls_client(&self, client: &Client) -> Result<(), Denial> {
-        let names = client.name.as_ref().map(|name| domain_keys(&fold(name)));
+        let names = client
+            .name
+            .as_ref()
+            .map(|name| self.domain_keys(&fold(name)));
         let keys = names.unwrap_or_default().into_iter();
         let keys = keys.chain(client_address_keys(client.address));
         match self.demand(Tag::TLS_CLT, keys)? {
@@ -114,7 +117,7 @@ impl Router {
     /// # Errors
     /// What stands for the server's reply: permanent for `PERM+`, else temporary; 451 if a lookup did not work.
     pub fn check_tls_server(&self, server: &PlainServer) -> Result<(), Reply> {
-        let keys = domain_keys(&fold(&server.name)).into_iter();
+        let keys = self.domain_keys(&fold(&server.name)).into_iter();
         let keys = keys.chain(client_address_keys(server.address));
         match self.demand(Tag::TLS_SRV, keys) {
             Ok(None) => Ok(()),
@@ -133,7 +136,10 @@ impl Router {
             return Ok(());
         };
         let domain = address.domain().map(Domain::folded);
-        let above = domain.as_deref().map(domain_keys).unwrap_or_default();
+        let above = domain
+            .as_deref()
+            .map(|name| self.domain_keys(name))
+            .unwrap_or_default();
         let keys = [full_keys(&address), user_keys(&address), above].concat();
         match self.demand(Tag::TLS_RCPT, keys) {
             Ok(None) => Ok(()),

@@ -17,7 +17,10 @@ pub(super) const ACCESS: &[OptionDef] = &[
     OptionDef::new(
         "access_db",
         "hash -o -T<TMPF> /etc/mail/access",
-        Access::Map(|c| &mut c.route.access_db),
+        Access::Table {
+            field: |c| &mut c.route.access_db,
+            usual: "hash -T<TMPF> /etc/mail/access",
+        },
         "The access map: who may connect, send and relay.",
     )
     .sandbox("hash -o -T<TMPF> etc/mail/access"),
@@ -33,6 +36,12 @@ pub(super) const ACCESS: &[OptionDef] = &[
         "false",
         Access::Flag(|c| &mut c.route.access.skip),
         "Whether SKIP in the access map ends a search without an opinion.",
+    ),
+    OptionDef::new(
+        "lookupdotdomain",
+        "false",
+        Access::Flag(|c| &mut c.route.access.lookupdotdomain),
+        "Whether the access map is asked for .DOMAIN, too, which stands for what is below DOMAIN alone.",
     ),
     OptionDef::new(
         "blocklist_recipients",

@@ -3,6 +3,7 @@
 //! A part of the table of options, see [`options`](super). Pure values: nothing is read, nothing blocks.
 
 use super::OptionDef;
+use crate::config::access::AddedDomain;
 use crate::config::value::Access;
 
 pub(super) const MASQUERADING: &[OptionDef] = &[
@@ -79,9 +80,25 @@ pub(super) const MASQUERADING: &[OptionDef] = &[
         "Whether mail delivered on this host is left as it is.",
     ),
     OptionDef::new(
+        "always_add_domain",
+        "true",
+        Access::Form {
+            form: "true, false or a domain name",
+            set: |c, text| {
+                c.route.masquerade.always_add_domain = AddedDomain::parse(text)?;
+                Ok(())
+            },
+            show: |c| c.route.masquerade.always_add_domain.show(),
+        },
+        "Whether names without a domain get this host's, or the domain given, in mail delivered on this host; for other hosts they always get one.",
+    ),
+    OptionDef::new(
         "genericstable",
         "",
-        Access::Map(|c| &mut c.route.masquerade.genericstable),
+        Access::Table {
+            field: |c| &mut c.route.masquerade.genericstable,
+            usual: "hash /etc/mail/genericstable",
+        },
         "Users of this host to the addresses that others see, as FEATURE(genericstable).",
     ),
     OptionDef::new(

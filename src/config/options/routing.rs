@@ -30,7 +30,10 @@ pub(super) const ROUTING: &[OptionDef] = &[
     OptionDef::new(
         "virtusertable",
         "",
-        Access::Map(|c| &mut c.route.virtusertable),
+        Access::Table {
+            field: |c| &mut c.route.virtusertable,
+            usual: "hash /etc/mail/virtusertable",
+        },
         "Addresses of this host's domains to others, as FEATURE(virtusertable): user@domain, @domain and so on.",
     ),
     OptionDef::new(
@@ -54,13 +57,19 @@ pub(super) const ROUTING: &[OptionDef] = &[
     OptionDef::new(
         "mailertable",
         "",
-        Access::Map(|c| &mut c.route.mailertable),
+        Access::Table {
+            field: |c| &mut c.route.mailertable,
+            usual: "hash /etc/mail/mailertable",
+        },
         "Domains of other hosts to MAILER:HOST, as FEATURE(mailertable).",
     ),
     OptionDef::new(
         "domaintable",
         "",
-        Access::Map(|c| &mut c.route.domaintable),
+        Access::Table {
+            field: |c| &mut c.route.domaintable,
+            usual: "hash /etc/mail/domaintable",
+        },
         "Domains to others, in the envelope and in headers, as FEATURE(domaintable).",
     ),
     OptionDef::new(
@@ -103,7 +112,7 @@ pub(super) const ROUTING: &[OptionDef] = &[
         "smart_host",
         "",
         Access::Form {
-            form: "host, [host] or [address], with or without :port; empty for none",
+            form: "host, [host] or [address], with or without :port, and with or without esmtp: or relay: before it; empty for none",
             set: |c, text| {
                 c.route.smart_host = host_or_none(text)?;
                 Ok(())
