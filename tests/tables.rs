@@ -222,7 +222,7 @@ fn domains_leave_by_the_mailers_of_the_mailertable() {
         name: name.into(),
         port,
     };
-    let mx = |name: &str| Hop::Mx(diligence::address::Domain::parse(name).unwrap());
+    let mx = |name: &str| Hop::Mx(Domain::parse(name).unwrap());
     for (address, is_relay, hop) in [
         ("u@relayto.test", false, host("[127.0.0.21]", None)),
         ("u@port.test", false, host("[127.0.0.21]", Some(2525))),
