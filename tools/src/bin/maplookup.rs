@@ -5,9 +5,10 @@
 //! the map as its class does. Limits: [`LINE_BYTES_MAX`], [`DIRECT_MAX`]. Source: maplookup(1).
 
 use diligence::programs::wiring::map_opener;
+use diligence::route::map_safety;
 use diligence_maps::{
-    Definition, HandleOptions, MapClass, MapError, MapSet, MapSpec, OpenMap, SpecError, io_text,
-    lookup_once,
+    Access, Definition, HandleOptions, MapClass, MapError, MapSet, MapSpec, OpenMap, Safety,
+    SpecError, io_text, lookup_once,
 };
 use diligence_tools::arguments::{Given, Grammar, OptionsEnd, parse};
 use diligence_tools::json::{Json, write_json};
@@ -67,7 +68,7 @@ fn broken(error: &io::Error) -> Refusal {
 /// What is asked.
 enum Target {
     /// A file, opened for each key.
-    Direct(Box<MapSpec>),
+    Direct(Box<MapSpec>, Safety),
     /// A map in memory, or one that is none.
     Open(Arc<OpenMap>),
 }
@@ -75,7 +76,9 @@ enum Target {
 impl Target {
     fn lookup(&self, key: &[u8]) -> Result<Option<Vec<u8>>, MapError> {
         match self {
-            Self::Direct(spec) => lookup_once(spec, key, LOCK_WAIT),
+            Self::Direct(spec, safety) => {
+                lookup_once(spec, key, Access::checked(LOCK_WAIT, *safety))
+            }
             Self::Open(map) => map.ask(key),
         }
     }
@@ -97,8 +100,14 @@ fn run() -> Result<u8, Refusal> {
     let sandbox = find_sandbox(sandbox.as_deref())?;
     let config = load_config(file.as_ref(), sandbox.as_deref())?;
     let (class, map) = (class.to_string_lossy(), map.to_string_lossy());
+    // A map of the configuration is refused where the mail system refuses it; another file is its caller's choice.
+    let safety = match &*class {
+        "cf" => map_safety(&config.route),
+        _ => Safety::UNCHECKED,
+    };
     let options = HandleOptions {
         lock_wait: LOCK_WAIT,
+        safety,
         ..HandleOptions::default()
     };
     let mut set = MapSet::new(map_opener(&config), options);
@@ -133,7 +142,7 @@ fn run() -> Result<u8, Refusal> {
             .map_err(|error| refused(&map, error))?;
         // Trouble is told by the exit status.
         spec.switches.temporary_tag = None;
-        Target::Direct(Box::new(spec))
+        Target::Direct(Box::new(spec), safety)
     } else {
         let open = set.open(&definition);
         Target::Open(open.map_err(|error| refused(&map, error))?)
