@@ -61,11 +61,11 @@ impl Safety {
         true
     }
 
-    /// Checks an opened map file and the directories its name leads through.
+    /// Checks an opened map file and the directories its name leads through. Blocks on disk.
     ///
     /// # Errors
     /// [`MapError::Unsafe`] with Sendmail's words; [`MapError::Open`] if a directory cannot be looked at.
-    pub(crate) fn check(&self, path: &Path, file: &Metadata) -> Result<(), MapError> {
+    pub fn check(&self, path: &Path, file: &Metadata) -> Result<(), MapError> {
         let refused = |detail: &str| Err(MapError::unsafe_file(path, detail));
         if file.mode() & WORLD_WRITE != 0 && !self.world_writable_alias_file {
             return refused("World writable file");

@@ -253,7 +253,7 @@ mod tests {
     use super::*;
     use crate::dns::ResolverOptions;
     use crate::netmaps::NetMaps;
-    use diligence_maps::{FileAccess, Opener};
+    use diligence_maps::{FileAccess, Opener, Safety};
     use hickory_resolver::proto::op::{Message, ResponseCode};
     use hickory_resolver::proto::rr::rdata::{A, CNAME, MX, PTR, TXT};
     use hickory_resolver::proto::rr::{Name, Record};
@@ -313,6 +313,7 @@ mod tests {
     fn name_servers_are_asked() {
         let maps = NetMaps::new(NetOptions {
             files: FileAccess::default(),
+            safety: Safety::default(),
             resolver: ResolverOptions {
                 name_servers: vec![name_server()],
                 hosts_file: None,

@@ -29,7 +29,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use diligence_maps::{
-    ClassMap, Definition, FileAccess, MapClass, MapError, Opener, PairVisitor, SpecError, Verdict,
+    ClassMap, Definition, FileAccess, MapClass, MapError, Opener, PairVisitor, Safety, SpecError,
+    Verdict,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
@@ -54,6 +55,8 @@ pub struct NetOptions {
     pub loopback_only: bool,
     /// How files of the maps crate's classes are opened.
     pub files: FileAccess,
+    /// Which database files are refused because others could have written them.
+    pub safety: Safety,
 }
 
 /// Opens the classes of this module.
@@ -90,7 +93,7 @@ impl Opener for NetMaps {
             #[cfg(feature = "ldap")]
             MapClass::Ldap => Box::new(ldap::LdapMap::new(definition, &self.options, network)?),
             #[cfg(feature = "sqlite")]
-            MapClass::Sqlite => Box::new(sqlite::SqliteMap::new(definition)?),
+            MapClass::Sqlite => Box::new(sqlite::SqliteMap::new(definition, self.options.safety)?),
             _ => return Ok(None),
         };
         Ok(Some(class))

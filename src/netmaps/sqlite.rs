@@ -4,7 +4,7 @@
 //! parameter, which is the key. The first column of the first row is the value; of all rows, with -z between them. NULL
 //! is no value. The database is opened for reading; one that was replaced under its name is opened again.
 //!
-//! Guarantee: a database that is missing (but for -o), busy beyond -d (10 seconds without it), or damaged, or a statement
+//! Guarantee: a database that is missing (but for -o), that others may write, that is busy beyond -d (10 seconds without it), or damaged, or a statement
 //! that fails, is trouble and never absence (I9). Blocks: on disk, and on who writes the database, up to the time limit.
 //! Limits: [`ROWS_MAX`], [`VALUE_BYTES_MAX`], [`STEPS_MAX`], [`IDLE_MAX`]. Source: sqlite.org, `lang_select`, `c3ref/open`.
 
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use diligence_maps::{ClassMap, Definition, MapError, PairVisitor, SpecError, Verdict};
+use diligence_maps::{ClassMap, Definition, MapError, PairVisitor, Safety, SpecError, Verdict};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags};
 
@@ -39,6 +39,7 @@ pub(super) struct SqliteMap {
     separator: Option<char>,
     is_optional: bool,
     limit: Duration,
+    safety: Safety,
     idle: Mutex<Vec<Open>>,
 }
 
@@ -49,7 +50,7 @@ struct Open {
 }
 
 impl SqliteMap {
-    pub(super) fn new(definition: &Definition) -> Result<Self, SpecError> {
+    pub(super) fn new(definition: &Definition, safety: Safety) -> Result<Self, SpecError> {
         let statement = definition
             .value('Q')
             .ok_or_else(|| definition.bad_value('Q', "the class sqlite needs a statement"))?;
@@ -59,6 +60,7 @@ impl SqliteMap {
             separator: separator(definition)?,
             is_optional: definition.switches.is_optional,
             limit: definition.switches.time_limit.unwrap_or(TIME_LIMIT),
+            safety,
             idle: Mutex::default(),
         })
     }
@@ -84,8 +86,8 @@ impl SqliteMap {
 
     /// A connection to the file that has the name now; `None`: there is none, and there need not be.
     fn connection(&self) -> Result<Option<Open>, MapError> {
-        let file = match std::fs::metadata(&self.path) {
-            Ok(meta) => (meta.dev(), meta.ino()),
+        let meta = match std::fs::metadata(&self.path) {
+            Ok(meta) => meta,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.is_optional => {
                 return Ok(None);
             }
@@ -97,6 +99,7 @@ impl SqliteMap {
                 });
             }
         };
+        let file = (meta.dev(), meta.ino());
         {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.retain(|open| open.file == file);
@@ -104,6 +107,8 @@ impl SqliteMap {
                 return Ok(Some(open));
             }
         }
+        // SQLite opens the file itself; in directories that only their owners write, the name leads to the same one.
+        self.safety.check(&self.path, &meta)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connect = || {
             let connection = Connection::open_with_flags(&self.path, flags)?;
@@ -192,7 +197,25 @@ mod tests {
     use super::*;
 
     fn open(text: &str) -> SqliteMap {
-        SqliteMap::new(&Definition::parse(text).unwrap()).unwrap()
+        SqliteMap::new(&Definition::parse(text).unwrap(), Safety::UNCHECKED).unwrap()
+    }
+
+    #[test]
+    fn a_database_that_others_may_write_is_not_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.sqlite");
+        let database = Connection::open(&path).unwrap();
+        database.execute_batch("CREATE TABLE t (k, v)").unwrap();
+        let text = format!(
+            "sqlite -o -Q\"SELECT v FROM t WHERE k = ?1\" {}",
+            path.display()
+        );
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o664);
+        std::fs::set_permissions(&path, mode).unwrap();
+        assert_eq!(open(&text).find(b"a").unwrap(), None);
+        let strict = SqliteMap::new(&Definition::parse(&text).unwrap(), Safety::default());
+        let error = strict.unwrap().find(b"a").unwrap_err();
+        assert_eq!(error.detail(), "Group writable file");
     }
 
     #[test]
@@ -253,6 +276,7 @@ mod tests {
         writer.execute_batch("BEGIN EXCLUSIVE").unwrap();
         let busy = find("SELECT v FROM t WHERE k = ?1").unwrap_err();
         assert!(matches!(busy, MapError::Locked { .. }), "{busy}");
-        assert!(SqliteMap::new(&Definition::parse("sqlite /x").unwrap()).is_err());
+        let bare = Definition::parse("sqlite /x").unwrap();
+        assert!(SqliteMap::new(&bare, Safety::UNCHECKED).is_err());
     }
 }

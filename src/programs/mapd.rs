@@ -123,7 +123,10 @@ fn open_maps(config: &Config, maillog: &Maillog) -> Result<HashMap<Vec<u8>, Arc<
         safety: map_safety(&config.route),
         ..HandleOptions::default()
     };
-    let mut set = MapSet::new(wiring::map_opener(config), options);
+    let mut set = MapSet::new(
+        wiring::map_opener(config, map_safety(&config.route)),
+        options,
+    );
     let route = &config.route;
     let refused = |text: &str, error: diligence_maps::SpecError| format!("{text}: {error}");
     let mut aliases = Vec::new();

@@ -18,7 +18,7 @@ use crate::cli::Invocation;
 use crate::config::host::HostName;
 use crate::config::{Config, Role};
 use crate::maillog::{QueueId, Severity, level_of};
-use crate::route::{RouteError, Router, RouterParts};
+use crate::route::{RouteError, Router, RouterParts, map_safety};
 use crate::status::ExitCode;
 use crate::users::Users;
 
@@ -115,6 +115,6 @@ fn router(config: &Config) -> Result<Router, RouteError> {
         Arc::new(move |text: &str| {
             maillog.write(Severity::Warning, level_of::ALWAYS, QueueId::None, text);
         }),
-        wiring::map_opener(config),
+        wiring::map_opener(config, map_safety(&config.route)),
     )?)
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use diligence_maps::{FileAccess, Opener};
+use diligence_maps::{FileAccess, Opener, Safety};
 
 use crate::address::{Address, Domain};
 use crate::clock::{Clock, SystemClock};
@@ -26,7 +26,9 @@ use crate::dns::{Resolver, ResolverOptions, SystemResolver};
 use crate::maillog::{Destination, LogSettings, Maillog, QueueId, Severity};
 use crate::netmaps::{NetMaps, NetOptions};
 use crate::privileged::Part;
-use crate::route::{Notice, PlainServer, RelayTo, RouteError, Router, RouterParts, Tables};
+use crate::route::{
+    Notice, PlainServer, RelayTo, RouteError, Router, RouterParts, Tables, map_safety,
+};
 use crate::safe_file::Lenience;
 use crate::users::Users;
 
@@ -98,7 +100,7 @@ pub fn router(config: &Config, system: &System) -> Result<Router, RouteError> {
         interface_addresses(),
         Arc::clone(&system.users),
         notice,
-        map_opener_with(config, files),
+        map_opener_with(config, files, map_safety(&config.route)),
     )?)?;
     Ok(match &system.part {
         Some(part) => {
@@ -109,15 +111,16 @@ pub fn router(config: &Config, system: &System) -> Result<Router, RouteError> {
     })
 }
 
-/// What opens the map classes that are not the maps crate's own.
+/// What opens the map classes that are not the maps crate's own, refusing what `safety` refuses.
 #[must_use]
-pub fn map_opener(config: &Config) -> Arc<dyn Opener> {
-    map_opener_with(config, FileAccess::default())
+pub fn map_opener(config: &Config, safety: Safety) -> Arc<dyn Opener> {
+    map_opener_with(config, FileAccess::default(), safety)
 }
 
-fn map_opener_with(config: &Config, files: FileAccess) -> Arc<dyn Opener> {
+fn map_opener_with(config: &Config, files: FileAccess, safety: Safety) -> Arc<dyn Opener> {
     Arc::new(NetMaps::new(NetOptions {
         files,
+        safety,
         resolver: resolver_options(config),
         loopback_only: config.sandbox.is_some() && config.route.remote == Remote::LoopbackOnly,
     }))

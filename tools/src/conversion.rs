@@ -9,8 +9,8 @@ use diligence::config::Config;
 use diligence::programs::wiring::map_opener;
 use diligence_maps::{
     Access, Definition, DuplicatePolicy, HandleOptions, Inserted, Map, MapBuilder, MapClass,
-    MapError, MapKind, MapSet, PairVisitor, PublishOptions, SpecError, check_place, io_text,
-    open_direct,
+    MapError, MapKind, MapSet, PairVisitor, PublishOptions, Safety, SpecError, check_place,
+    io_text, open_direct,
 };
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -162,7 +162,7 @@ fn read_all(
         lock_wait: LOCK_WAIT,
         ..HandleOptions::default()
     };
-    let mut set = MapSet::new(map_opener(config), options);
+    let mut set = MapSet::new(map_opener(config, Safety::UNCHECKED), options);
     for (name, text) in &config.route.maps {
         set.define(name.clone(), Definition::parse(text).map_err(Unread::Spec)?);
     }

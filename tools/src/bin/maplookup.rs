@@ -110,7 +110,7 @@ fn run() -> Result<u8, Refusal> {
         safety,
         ..HandleOptions::default()
     };
-    let mut set = MapSet::new(map_opener(&config), options);
+    let mut set = MapSet::new(map_opener(&config, safety), options);
     let refused = |text: &str, error: SpecError| Refusal {
         text: format!("{text}: {error}"),
         exit: EX_CONFIG,

@@ -124,7 +124,7 @@ fn open_other(
         lock_wait: LOCK_WAIT,
         ..HandleOptions::default()
     };
-    let mut set = MapSet::new(map_opener(&config), options);
+    let mut set = MapSet::new(map_opener(&config, Safety::UNCHECKED), options);
     for (name, text) in &config.route.maps {
         set.define(name.clone(), Definition::parse(text)?);
     }
