@@ -2,7 +2,8 @@
 //!
 //! `cargo build --release --workspace && .ci/peers && cargo bench -p diligence-maps --bench build`. ENTRIES (1000000) and
 //! ROUNDS (3) may be set. Needs makemap built for release; of the others, those that `.ci/peers` could unpack take part.
-//! Prints medians of the wall time, and the peak memory as the kernel counted it. Asserts no time.
+//! Prints medians of the wall time, and the peak memory as the kernel counted it; writes `maps/benches/build.svg`. Asserts
+//! no time.
 
 #![allow(clippy::unwrap_used, reason = "a bench may panic")]
 #![allow(clippy::cast_precision_loss, reason = "numbers for printing")]
@@ -14,7 +15,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use support::{entry, median, number};
+use support::{Bar, entry, median, number, svg};
 
 /// How often the kernel is asked for the peak of a running program.
 const PROBE: Duration = Duration::from_millis(2);
@@ -97,8 +98,16 @@ fn main() {
         "{entries} lines, {rounds} interleaved rounds, medians; files synced where the tool does so"
     );
     let base = median(&mut all[0].seconds);
+    let (mut times, mut peaks) = (Vec::new(), Vec::new());
     for one in &mut all {
         let seconds = median(&mut one.seconds);
+        let is_ours = one.name.starts_with("makemap");
+        times.push(Bar::new(one.name.into(), seconds * 1000.0, is_ours));
+        peaks.push(Bar::new(
+            one.name.into(),
+            (one.peak_kib / 1024) as f64,
+            is_ours,
+        ));
         println!(
             "{:24} {seconds:8.3} s  {:5.1} times makemap hash  peak {:4} MB",
             one.name,
@@ -106,6 +115,12 @@ fn main() {
             one.peak_kib / 1024
         );
     }
+    let title =
+        format!("Building a map of {entries} lines, ms (median of {rounds} interleaved rounds)");
+    let path = root.join("maps/benches/build.svg");
+    let text = svg(&title, &times, "memory at the peak, MB", &peaks);
+    std::fs::write(&path, text).unwrap();
+    println!("plot: {}", path.display());
 }
 
 /// Runs a tool on the source, as its standard input for those that read it; wall seconds and peak KiB.

@@ -17,7 +17,7 @@ use crate::{
     Map, MapError, MapKind, MapSpec, NulRule, NulStyle, PairVisitor, Safety, Snapshot, open_direct,
     text,
 };
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -186,7 +186,7 @@ impl MapHandle {
         }
         MapReader {
             spec: &self.spec,
-            state: self.state.load_full(),
+            state: self.state.load(),
         }
     }
 
@@ -307,7 +307,7 @@ impl std::fmt::Debug for MapHandle {
 /// One state of a map, for lookups that belong together. Never blocks.
 pub struct MapReader<'h> {
     spec: &'h MapSpec,
-    state: Arc<State>,
+    state: Guard<Arc<State>>,
 }
 
 impl MapReader<'_> {
@@ -332,7 +332,7 @@ impl MapReader<'_> {
     }
 
     fn find(&self, key: &[u8], arguments: Option<&[&[u8]]>) -> Result<Option<Vec<u8>>, MapError> {
-        let raw = match &*self.state {
+        let raw = match &**self.state {
             State::Loaded(snapshot) => Ok(find_in_snapshot(snapshot, self.spec, key)),
             State::Trouble(error) => Err(error.clone()),
         };
@@ -344,7 +344,7 @@ impl MapReader<'_> {
     /// # Errors
     /// [`MapError`] if nothing usable is loaded.
     pub fn each(&self, f: &mut PairVisitor<'_>) -> Result<(), MapError> {
-        match &*self.state {
+        match &**self.state {
             State::Loaded(snapshot) => {
                 snapshot.each(&mut |key, value| f(strip_nul(key), strip_nul(value)))
             }
@@ -354,7 +354,7 @@ impl MapReader<'_> {
 
     /// Number of different keys; 0 if nothing is loaded.
     pub fn len(&self) -> u64 {
-        match &*self.state {
+        match &**self.state {
             State::Loaded(snapshot) => snapshot.len(),
             State::Trouble(_) => 0,
         }
@@ -367,7 +367,7 @@ impl MapReader<'_> {
 
     /// Why nothing is loaded, if so.
     pub fn trouble(&self) -> Option<&MapError> {
-        match &*self.state {
+        match &**self.state {
             State::Loaded(_) => None,
             State::Trouble(error) => Some(error),
         }

@@ -1,7 +1,7 @@
 //! Mail lookup tables: aliases, access, mailertable and their kin, read, served from memory, and built.
 //!
-//! Usable without the rest of Diligence. Files are those other mail programs use: Berkeley DB `hash` and `btree`
-//! (read and written in safe code, no libdb), and plain text.
+//! Usable without the rest of Diligence. Files are those other mail programs use: Berkeley DB `hash` and `btree` (read and
+//! written in safe code, no libdb), `cdb`, `lmdb` and plain text, beside `redb` and a constant file of its own.
 //!
 //! * [`MapSpec`] parses Sendmail's syntax, `hash -o -T<TMPF> /etc/mail/access`.
 //! * [`Definition`] is a map of any class as configured; [`MapSet`] opens it, [`OpenMap`] answers.
@@ -9,10 +9,33 @@
 //! * [`open_direct`] is for programs that look up once: no load, a few reads under the file's lock.
 //! * [`MapBuilder`] builds a map and publishes it by rename; [`alias`] does so for alias files.
 //!
+//! ```
+//! use diligence_maps::{DuplicatePolicy, HandleOptions, MapBuilder, MapHandle, MapKind, MapSpec, PublishOptions};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! let name = dir.path().join("users");
+//! let mut builder = MapBuilder::new(MapKind::Hash, DuplicatePolicy::KeepFirst)?;
+//! builder.insert(b"postmaster", b"root")?;
+//! builder.publish(&MapKind::Hash.file_of(&name), &PublishOptions::default())?;
+//!
+//! let spec = MapSpec::parse(&format!("hash {}", name.display()))?;
+//! let map = MapHandle::open(&spec, HandleOptions::default())?;
+//! assert_eq!(map.lookup(b"Postmaster")?.as_deref(), Some(&b"root"[..]));
+//! assert_eq!(map.lookup(b"nobody")?, None);
+//!
+//! // Somebody rebuilds the file, with this crate or with makemap, postmap or libdb.
+//! builder.insert(b"abuse", b"postmaster")?;
+//! builder.publish(map.file(), &PublishOptions::default())?;
+//! assert_eq!(map.lookup(b"abuse")?.as_deref(), Some(&b"postmaster"[..]));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Guarantees: a key that is absent is `Ok(None)`, a lookup that did not work is an error, and the two never look
 //! alike; bytes from files give errors, never panics, loops or unbounded memory; a map that is published is whole and
-//! on disk. Everything is synchronous. Only the building of a map of more than a megabyte starts a thread, which writes it and has
-//! ended when [`MapBuilder::publish`] returns; only the class `program` runs one.
+//! on disk. Everything is synchronous. Only the building of a map of more than a megabyte starts a thread, which writes
+//! it and has ended when [`MapBuilder::publish`] returns; only the class `program` runs a program.
 //!
 //! Limits are gathered in [`limits`]. Sources: sendmail's op.me 5.12, makemap(8), the on-disk formats as
 //! the modules that read them describe.

@@ -15,6 +15,7 @@ use crate::fixed;
 use crate::lock::{self, Mode};
 use crate::patience::Patience;
 use crate::redb_file::load_redb;
+use crate::region::Region;
 use crate::spec::TextColumns;
 use crate::{MapError, MapKind, Safety, Snapshot, SnapshotBuilder, text};
 use rustix::fs::OFlags;
@@ -70,7 +71,16 @@ impl Stamp {
     /// # Errors
     /// What `stat` says.
     pub fn of_path(path: &Path) -> io::Result<Self> {
-        std::fs::metadata(path).map(|meta| Self::of(&meta))
+        // The system's plain call: this is made for each transaction, and std's asks for more.
+        let stat = rustix::fs::stat(path)?;
+        let time_ns = |seconds: i128, nanos: i128| seconds * 1_000_000_000 + nanos;
+        Ok(Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime_ns: time_ns(stat.st_mtime.into(), stat.st_mtime_nsec.into()),
+            ctime_ns: time_ns(stat.st_ctime.into(), stat.st_ctime_nsec.into()),
+        })
     }
 }
 
@@ -133,7 +143,7 @@ pub fn load(kind: MapKind, path: &Path, options: &LoadOptions) -> Result<Snapsho
         _ => {}
     }
     // By the content, not by the class: a btree file named by a hash map is read all the same.
-    let file = MapFile::open(bytes.as_slice(), kind, path)?;
+    let file = MapFile::open(&*bytes, kind, path)?;
     let mut builder = SnapshotBuilder::new(path, bytes.len() / 64, bytes.len());
     let mut trouble = None;
     file.each(&mut |key, value| match builder.add(key, value) {
@@ -291,15 +301,33 @@ pub(crate) fn read_locked(
     path: &Path,
     access: &Access,
     empty: Emptiness,
-) -> Result<(Vec<u8>, Stamp), MapError> {
+) -> Result<(Region, Stamp), MapError> {
     read_by(path, access, empty, &mut |file, len| {
-        let mut bytes = Vec::new();
-        bytes
-            .try_reserve_exact(len.saturating_add(1))
-            .map_err(|_| io::ErrorKind::OutOfMemory)?;
-        file.take(len as u64 + 1).read_to_end(&mut bytes)?;
-        Ok((bytes.len() == len).then_some(bytes))
+        // One byte more, to see the file grow.
+        let bytes = Region::try_zeroed(len.saturating_add(1));
+        let mut bytes = bytes.ok_or(io::ErrorKind::OutOfMemory)?;
+        if read_into(file, &mut bytes)? != len {
+            return Ok(None);
+        }
+        bytes.truncate(len);
+        Ok(Some(bytes))
     })
+}
+
+/// Reads until the buffer is full or the file ends; answers the number of bytes.
+fn read_into(mut file: &File, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut len = 0;
+    while let Some(rest) = buffer.get_mut(len..)
+        && !rest.is_empty()
+    {
+        match file.read(rest) {
+            Ok(0) => break,
+            Ok(read) => len += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
 }
 
 /// What `read` makes of a file's bytes in one consistent state, and the stamp of that state. `read` is given the file
@@ -354,7 +382,7 @@ mod tests {
         assert!(matches!(error, MapError::Locked { .. }), "{error}");
         drop(file);
         let (bytes, _) = read_locked(&path, &SOON.into(), Emptiness::Allowed).unwrap();
-        assert_eq!(bytes, b"half");
+        assert_eq!(bytes[..], *b"half");
     }
 
     #[test]
@@ -418,6 +446,7 @@ mod tests {
         std::fs::write(&path, "a").unwrap();
         let before = Stamp::of_path(&path).unwrap();
         assert_eq!(before, Stamp::of_path(&path).unwrap());
+        assert_eq!(before, Stamp::of(&std::fs::metadata(&path).unwrap()));
         std::fs::write(&path, "ab").unwrap();
         assert_ne!(before, Stamp::of_path(&path).unwrap());
     }

@@ -22,11 +22,13 @@ const MAPPED_MIN: usize = 1 << 28;
 const GROWTH: usize = 8;
 
 /// See the file's header.
+#[derive(Debug)]
 pub(crate) struct Region {
     memory: Memory,
     len: usize,
 }
 
+#[derive(Debug)]
 enum Memory {
     Heap(Vec<u8>),
     Mapped(MmapMut),
@@ -56,6 +58,31 @@ impl Region {
         Self {
             memory: memory.unwrap_or_else(|| Memory::Heap(vec![0; bytes])),
             len: bytes,
+        }
+    }
+
+    /// As [`Region::zeroed`]; `None` if there is no memory for it.
+    pub(crate) fn try_zeroed(bytes: usize) -> Option<Self> {
+        if let Some(memory) = Memory::mapped(bytes, huge_from(bytes)) {
+            return Some(Self { memory, len: bytes });
+        }
+        let mut heap = Vec::new();
+        heap.try_reserve_exact(bytes).ok()?;
+        heap.resize(bytes, 0);
+        Some(Self {
+            memory: Memory::Heap(heap),
+            len: bytes,
+        })
+    }
+
+    /// Makes the region shorter; the bytes beyond `len` are set to 0.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        if let Some(beyond) = self.get_mut(len..) {
+            beyond.fill(0);
+        }
+        self.len = self.len.min(len);
+        if let Memory::Heap(bytes) = &mut self.memory {
+            bytes.truncate(len);
         }
     }
 
@@ -187,6 +214,20 @@ mod tests {
         // Past the room of its mapping, which is moved then.
         let mut region = Region::with_capacity(HEAP_BYTES_MAX * 2);
         fill(&mut region, HEAP_BYTES_MAX * 5);
+    }
+
+    #[test]
+    fn a_region_made_shorter_grows_again_from_zeros() {
+        for len in [1000, HEAP_BYTES_MAX + 1000] {
+            let mut region = Region::zeroed(len);
+            region.fill(7);
+            region.truncate(len + 1);
+            assert_eq!(region.len(), len);
+            region.truncate(10);
+            assert_eq!(region[..], [7; 10]);
+            assert!(region.extend(900).iter().all(|&byte| byte == 0));
+            assert_eq!(region.len(), 910);
+        }
     }
 
     #[test]
