@@ -1,6 +1,8 @@
 //! Delivery as its callers see it: reports, mailboxes, programs, files, and SMTP against servers that misbehave. Loopback only.
 #![expect(clippy::unwrap_used, reason = "a test ends with its first surprise")]
 
+#[path = "deliver/batches.rs"]
+mod batches;
 #[path = "deliver/dns.rs"]
 mod dns;
 #[path = "deliver/dsn.rs"]

@@ -8,8 +8,6 @@
 //! Limits: [`BATCH_MESSAGES_MAX`], [`BATCH_BYTES_MAX`], [`WAITING_MAX`], [`WORKERS_MAX`], the wait for locks in [`MailboxOptions`].
 //! Source: mail.local(8), and Sendmail's words for its outcomes.
 
-use std::collections::{HashMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,6 +17,7 @@ use tokio::sync::oneshot;
 
 use super::mailbox::{MailboxError, OpenMailbox};
 use super::mbox;
+use super::turns::{Limits, Turns};
 use super::{Attempt, ContentOpener, MailboxOwner, OwnerLookup, Place, Results, say};
 use crate::address::ReversePath;
 use crate::clock::Clock;
@@ -27,6 +26,13 @@ use crate::privileged::Part;
 use crate::safe_file::Lenience;
 use crate::status::Status;
 
+/// How mailboxes are served.
+const LIMITS: Limits = Limits {
+    workers: WORKERS_MAX,
+    waiting: WAITING_MAX,
+    batch_jobs: BATCH_MESSAGES_MAX,
+    batch_bytes: BATCH_BYTES_MAX,
+};
 /// Messages appended under one lock and one sync.
 pub const BATCH_MESSAGES_MAX: usize = 256;
 /// Bytes of content after which a batch is synced.
@@ -53,7 +59,7 @@ pub struct MailboxOptions {
 
 /// The mailer `local`.
 pub(crate) struct Mailboxes {
-    shared: Arc<Shared>,
+    turns: Arc<Turns<String, Job>>,
     /// Holds the handler of SIGXFSZ, once there is one.
     file_size_signal: Mutex<Option<Signal>>,
 }
@@ -63,23 +69,12 @@ struct Shared {
     options: MailboxOptions,
     owners: OwnerLookup,
     clock: Arc<dyn Clock>,
-    waiting: Mutex<Waiting>,
-}
-
-/// What waits, and who works. A mailbox has an entry while it has a worker or is among those ready, and is never both.
-#[derive(Default)]
-struct Waiting {
-    mailboxes: HashMap<String, VecDeque<Job>>,
-    /// Mailboxes that messages wait for and nobody serves, in their turns.
-    ready: VecDeque<String>,
-    workers: usize,
 }
 
 /// One message for one mailbox.
 struct Job {
     sender: ReversePath,
     content: ContentOpener,
-    content_bytes: u64,
     done: oneshot::Sender<Outcome>,
 }
 
@@ -90,14 +85,17 @@ impl Mailboxes {
         owners: OwnerLookup,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        let shared = Shared {
+            host_name,
+            options,
+            owners,
+            clock,
+        };
+        let serve = move |turns: &Turns<String, Job>, user: &String, batch| {
+            shared.serve(turns, user, batch);
+        };
         Self {
-            shared: Arc::new(Shared {
-                host_name,
-                options,
-                owners,
-                clock,
-                waiting: Mutex::default(),
-            }),
+            turns: Turns::new(LIMITS, serve),
             file_size_signal: Mutex::new(None),
         }
     }
@@ -141,25 +139,11 @@ impl Mailboxes {
         let job = Job {
             sender: attempt.envelope.reverse_path.clone(),
             content: Arc::clone(&attempt.content),
-            content_bytes: attempt.content_bytes,
             done,
         };
-        let mut waiting = lock(&self.shared.waiting);
-        if let Some(queue) = waiting.mailboxes.get_mut(user) {
-            if queue.len() >= WAITING_MAX {
-                return Err(deferred("too many messages wait for the mailbox"));
-            }
-            queue.push_back(job);
-            return Ok(receiver);
-        }
-        let queue = VecDeque::from([job]);
-        waiting.mailboxes.insert(user.to_owned(), queue);
-        waiting.ready.push_back(user.to_owned());
-        if waiting.workers < WORKERS_MAX {
-            waiting.workers += 1;
-            let shared = Arc::clone(&self.shared);
-            tokio::task::spawn_blocking(move || shared.work());
-        }
+        self.turns
+            .push(user.to_owned(), attempt.content_bytes, job)
+            .map_err(|_| deferred("too many messages wait for the mailbox"))?;
         Ok(receiver)
     }
 
@@ -174,37 +158,8 @@ impl Mailboxes {
 }
 
 impl Shared {
-    /// Serves mailboxes in turns until nothing waits for any.
-    fn work(&self) {
-        let mut served: Option<String> = None;
-        loop {
-            let (user, batch) = {
-                let mut waiting = lock(&self.waiting);
-                let Waiting {
-                    mailboxes, ready, ..
-                } = &mut *waiting;
-                if let Some(user) = served.take() {
-                    if mailboxes.get(&user).is_some_and(|queue| !queue.is_empty()) {
-                        ready.push_back(user);
-                    } else {
-                        mailboxes.remove(&user);
-                    }
-                }
-                let Some(user) = ready.pop_front() else {
-                    waiting.workers -= 1;
-                    return;
-                };
-                let batch = mailboxes.get_mut(&user).map(take_batch);
-                (user, batch.unwrap_or_default())
-            };
-            // A panic drops the batch, which its waiters see as a deferral; the worker goes on.
-            let _ = catch_unwind(AssertUnwindSafe(|| self.serve(&user, batch)));
-            served = Some(user);
-        }
-    }
-
     /// Appends a batch under one lock and one sync.
-    fn serve(&self, user: &str, batch: Vec<Job>) {
+    fn serve(&self, turns: &Turns<String, Job>, user: &String, batch: Vec<Job>) {
         let owner = match (self.owners)(user) {
             Ok(Some(owner)) => owner,
             Ok(None) => {
@@ -227,11 +182,7 @@ impl Shared {
             Ok(mailbox) => mailbox,
             Err(error @ MailboxError::Locked { .. }) => {
                 // What came meanwhile would wait as long again.
-                let later = lock(&self.waiting)
-                    .mailboxes
-                    .get_mut(user)
-                    .map(std::mem::take);
-                let all = batch.into_iter().chain(later.into_iter().flatten());
+                let all = batch.into_iter().chain(turns.take_waiting(user));
                 return answer_all(all, &outcome_of(&error));
             }
             Err(error) => return answer_all(batch, &outcome_of(&error)),
@@ -290,17 +241,6 @@ pub fn deliver_once(
         Ok(()) => Outcome::new(Delivery::Delivered, Status::OK, MAILER, "Sent"),
         Err(error) => outcome_of(&error),
     }
-}
-
-fn take_batch(queue: &mut VecDeque<Job>) -> Vec<Job> {
-    let mut batch = Vec::new();
-    let mut bytes: u64 = 0;
-    while batch.len() < BATCH_MESSAGES_MAX && bytes < BATCH_BYTES_MAX {
-        let Some(job) = queue.pop_front() else { break };
-        bytes = bytes.saturating_add(job.content_bytes);
-        batch.push(job);
-    }
-    batch
 }
 
 fn answer_all(batch: impl IntoIterator<Item = Job>, outcome: &Outcome) {

@@ -24,6 +24,7 @@ pub mod named;
 pub mod program;
 mod reply;
 pub mod smtp;
+mod turns;
 
 use std::future::Future;
 use std::io::{self, Read};
@@ -233,12 +234,19 @@ impl Mailers {
         let ended = {
             let work: Pin<Box<dyn Future<Output = ()> + Send + '_>> = match destination {
                 Destination::Mailbox if self.named.has_local() => {
-                    Box::pin(self.named.local(&attempt, &mut results))
+                    Box::pin(self.named.local(&attempt, place, &mut results))
                 }
-                Destination::Programs => Box::pin(self.named.run_commands(&attempt, &mut results)),
-                Destination::Files => Box::pin(self.named.append_to_files(&attempt, &mut results)),
+                Destination::Programs => {
+                    Box::pin(self.named.run_commands(&attempt, place, &mut results))
+                }
+                Destination::Files => {
+                    Box::pin(self.named.append_to_files(&attempt, place, &mut results))
+                }
                 Destination::Named { mailer, host } => {
-                    Box::pin(self.named.deliver(mailer, host, &attempt, &mut results))
+                    Box::pin(
+                        self.named
+                            .deliver(mailer, host, &attempt, place, &mut results),
+                    )
                 }
                 Destination::Mailbox => {
                     Box::pin(self.mailboxes.deliver(&attempt, place, &mut results))

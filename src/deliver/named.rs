@@ -5,17 +5,21 @@
 //! first for others; never with root's unless the user is root. Blocks: looks up users on the blocking pool.
 //! Source: op.me 5.4, transcript 62 parts 6 and 7.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::exit_code;
+use super::file::{self, Files};
 use super::lmtp::{self, LmtpMailer, LmtpServer};
-use super::maildir;
+use super::maildir::{self, Maildirs};
 use super::mbox::{self, Form};
 use super::program::{Program, Programs};
-use super::{Attempt, DeliveryRecipient, MailboxOptions, Results, file, say};
+use super::{Attempt, DeliveryRecipient, MailboxOptions, Place, Results, say};
 use crate::address::{Address, ReversePath};
 use crate::clock::Clock;
 use crate::config::mailer::{LineEnd, Macro, MailerDefinition, Template, Transport};
@@ -72,7 +76,8 @@ pub(crate) struct Named {
     users: Arc<Users>,
     clock: Arc<dyn Clock>,
     programs: Programs,
-    counter: Arc<maildir::Counter>,
+    files: Files,
+    maildirs: Maildirs,
     lmtp: LmtpMailer,
 }
 
@@ -101,15 +106,18 @@ impl Named {
         host_name: String,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        let files = Files::new(host_name.clone(), mailboxes.clone(), Arc::clone(&clock));
+        let maildirs = Maildirs::new(&host_name, Arc::clone(&clock), mailboxes.part.clone());
         Self {
             users: Arc::clone(&options.users),
+            files,
+            maildirs,
             options,
             mailboxes,
             lmtp: LmtpMailer::new(host_name.clone()),
             host_name,
             clock,
             programs: Programs::new(),
-            counter: Arc::default(),
         }
     }
 
@@ -119,9 +127,9 @@ impl Named {
     }
 
     /// Delivers to users of this host by the mailer that `local` names.
-    pub(crate) async fn local(&self, attempt: &Attempt, results: &mut Results) {
+    pub(crate) async fn local(&self, attempt: &Attempt, place: Place, results: &mut Results) {
         let name = self.options.local.clone().unwrap_or_default();
-        self.by_definition(&name, "local", "", attempt, results)
+        self.by_definition(&name, "local", "", attempt, place, results)
             .await;
     }
 
@@ -131,6 +139,7 @@ impl Named {
         name: &str,
         host: &str,
         attempt: &Attempt,
+        place: Place,
         results: &mut Results,
     ) {
         match name {
@@ -145,15 +154,23 @@ impl Named {
                     results.set(position, refused(host, &recipient.user));
                 }
             }
-            _ => self.by_definition(name, name, host, attempt, results).await,
+            _ => {
+                self.by_definition(name, name, host, attempt, place, results)
+                    .await;
+            }
         }
     }
 
     /// Runs the commands of aliases and `.forward`s.
-    pub(crate) async fn run_commands(&self, attempt: &Attempt, results: &mut Results) {
+    pub(crate) async fn run_commands(
+        &self,
+        attempt: &Attempt,
+        place: Place,
+        results: &mut Results,
+    ) {
         if self.options.mailers.iter().any(|m| m.name == "prog") {
             return self
-                .by_definition("prog", "prog", "", attempt, results)
+                .by_definition("prog", "prog", "", attempt, place, results)
                 .await;
         }
         for (position, recipient) in attempt.recipients.iter().enumerate() {
@@ -209,30 +226,29 @@ impl Named {
             say_outcome(attempt, &shown, &outcome);
             results.set(position, outcome);
         }
+        drop(place);
     }
 
     /// Appends to the files of aliases and `.forward`s.
-    pub(crate) async fn append_to_files(&self, attempt: &Attempt, results: &mut Results) {
-        for (position, recipient) in attempt.recipients.iter().enumerate() {
-            let outcome = match self.controlling(recipient).await {
+    pub(crate) async fn append_to_files(
+        &self,
+        attempt: &Attempt,
+        place: Place,
+        results: &mut Results,
+    ) {
+        let mut pending = Vec::with_capacity(attempt.recipients.len());
+        for recipient in &attempt.recipients {
+            pending.push(match self.controlling(recipient).await {
                 Ok(acting) => {
-                    let path = PathBuf::from(&recipient.user);
-                    let (sender, host) = (
-                        attempt.envelope.reverse_path.clone(),
-                        self.host_name.clone(),
-                    );
-                    let (content, options) = (Arc::clone(&attempt.content), self.mailboxes.clone());
-                    let clock = Arc::clone(&self.clock);
-                    tokio::task::spawn_blocking(move || {
-                        file::deliver(
-                            &path, acting.who, &sender, &host, &content, &options, &*clock,
-                        )
-                    })
-                    .await
-                    .unwrap_or_else(|_| deferred("*file*", "internal error of the mailer"))
+                    let path = Path::new(&recipient.user);
+                    self.files.enqueue(path, acting.who, attempt)
                 }
-                Err(outcome) => outcome("*file*"),
-            };
+                Err(outcome) => Err(outcome(file::MAILER)),
+            });
+        }
+        drop(place);
+        for (position, (recipient, pending)) in attempt.recipients.iter().zip(pending).enumerate() {
+            let outcome = ended(pending, file::MAILER).await;
             say_outcome(attempt, &recipient.recipient.shown(), &outcome);
             results.set(position, outcome);
         }
@@ -244,6 +260,7 @@ impl Named {
         shown_name: &str,
         host: &str,
         attempt: &Attempt,
+        place: Place,
         results: &mut Results,
     ) {
         let Some(mailer) = self.options.mailers.iter().find(|m| m.name == name) else {
@@ -311,6 +328,17 @@ impl Named {
                 }),
             }
         }
+        let mut pending = VecDeque::new();
+        let held = match &mailer.transport {
+            Transport::Maildir(path) => {
+                let put = |run: &Run| self.put_in_maildir(path, shown_name, run, attempt);
+                pending.extend(runs.iter().map(put));
+                // What waits for Maildirs waits without a place.
+                drop(place);
+                None
+            }
+            _ => Some(place),
+        };
         for run in runs {
             let shown = shown(attempt, &run.positions);
             say(attempt.verbose.as_ref(), || {
@@ -322,9 +350,10 @@ impl Named {
                 continue;
             }
             let mut outcome = match &mailer.transport {
-                Transport::Maildir(path) => {
-                    self.put_in_maildir(path, shown_name, &run, attempt).await
-                }
+                Transport::Maildir(_) => match pending.pop_front() {
+                    Some(pending) => ended(pending, shown_name).await,
+                    None => deferred(shown_name, "internal error of the mailer"),
+                },
                 Transport::Program(path) => {
                     let program = self.program(mailer, path, shown_name, &run, attempt);
                     self.programs.run(program, attempt).await
@@ -339,6 +368,7 @@ impl Named {
                 results.set(position, outcome.clone());
             }
         }
+        drop(held);
     }
 
     /// One dialogue with an LMTP server.
@@ -370,38 +400,25 @@ impl Named {
         self.lmtp.deliver(&server, &message, results).await;
     }
 
-    /// One recipient's Maildir.
-    async fn put_in_maildir(
+    /// Has a message put into one recipient's Maildir.
+    fn put_in_maildir(
         &self,
         path: &Template,
         shown_name: &str,
         run: &Run,
         attempt: &Attempt,
-    ) -> Outcome {
+    ) -> Result<oneshot::Receiver<Outcome>, Outcome> {
         let recipient = run
             .positions
             .first()
             .and_then(|at| attempt.recipients.get(*at));
-        let maildir = PathBuf::from(path.expand(|of| self.value(of, run, attempt, recipient)));
-        let (mailer, host) = (shown_name.to_owned(), self.host_name.clone());
-        let (content, clock) = (Arc::clone(&attempt.content), Arc::clone(&self.clock));
-        let counter = Arc::clone(&self.counter);
+        let place = maildir::Place {
+            mailer: shown_name.to_owned(),
+            maildir: PathBuf::from(path.expand(|of| self.value(of, run, attempt, recipient))),
+            who: run.acting.who,
+        };
         let preamble = return_path(&attempt.envelope.reverse_path, &self.host_name);
-        let who = run.acting.who;
-        let part = self.mailboxes.part.clone();
-        tokio::task::spawn_blocking(move || {
-            let place = maildir::Place {
-                mailer: &mailer,
-                maildir: &maildir,
-                who,
-                host_name: &host,
-                counter: &counter,
-                part: part.as_deref(),
-            };
-            maildir::deliver(&place, &preamble, &content, &*clock)
-        })
-        .await
-        .unwrap_or_else(|_| deferred(shown_name, "internal error of the mailer"))
+        self.maildirs.enqueue(place, preamble, attempt)
     }
 
     /// The program of a mailer for these recipients.
@@ -640,6 +657,16 @@ fn acting_ids(user: Option<&ControllingUser>, default: Who) -> Who {
             gid: user.gid,
         },
         _ => default,
+    }
+}
+
+/// The outcome of what waits for a worker.
+async fn ended(pending: Result<oneshot::Receiver<Outcome>, Outcome>, mailer: &str) -> Outcome {
+    match pending {
+        Ok(done) => done
+            .await
+            .unwrap_or_else(|_| deferred(mailer, "internal error of the mailer")),
+        Err(outcome) => outcome,
     }
 }
 

@@ -80,13 +80,12 @@ impl Hosts {
         let mut state = locked(&self.state);
         let mut slots = Vec::new();
         for (at, destination) in destinations.iter().enumerate() {
-            // Mailboxes have no host that could be slow as a whole.
+            // Mailboxes and files have no host that could be slow as a whole.
             let max = match destination {
-                Destination::Mailbox => usize::MAX,
-                Destination::Programs
-                | Destination::Files
-                | Destination::Named { .. }
-                | Destination::Smtp { .. } => self.per_host_max,
+                Destination::Mailbox | Destination::Files => usize::MAX,
+                Destination::Programs | Destination::Named { .. } | Destination::Smtp { .. } => {
+                    self.per_host_max
+                }
             };
             let load = state.loads.entry(destination.clone()).or_default();
             if load.active < max {

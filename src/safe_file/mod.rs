@@ -33,7 +33,7 @@ const NULL_DEVICE: &str = "/dev/null";
 const GROUPS_MAX: usize = 4096;
 
 /// Whose rights count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Who {
     /// Numeric user id.
     pub uid: u32,
