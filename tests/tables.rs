@@ -106,7 +106,10 @@ fn router_with(tables: Tables, set: impl FnOnce(&mut RouteOptions)) -> Standing 
         },
         addresses: vec![],
         users: Arc::new(Users::new(Some(&path("passwd")), Some(&path("home")))),
-        aliases: vec![Table::fixed("aliases", &[("info", "alice, bob")])],
+        aliases: vec![Table::fixed(
+            "aliases",
+            &[("info", "alice, bob"), ("moved", "u@new.test.REDIRECT")],
+        )],
         access: None,
         tables,
         notice: Arc::new(|_: &str| {}),
@@ -619,6 +622,12 @@ fn who_has_moved_is_told_of() {
     assert_eq!(
         answer(&router, "bob@new.test.REDIRECT"),
         "551 5.1.1 User has moved; please try <bob@new.test>"
+    );
+    // Of an alias it is told when it is followed.
+    assert_eq!(answer(&router, "moved"), "ok");
+    assert_eq!(
+        router.expand_shown("moved").unwrap_err().to_line(),
+        "551 5.1.1 User has moved; please try <u@new.test>"
     );
     assert!(matches!(resolve(&router, "bob@new.test.redirect"),
         Route::Failed { text, .. } if text == "User has moved; please try <bob@new.test>"));

@@ -34,6 +34,8 @@ pub(crate) struct Host {
     literal: Option<IpAddr>,
     /// Whether an MX record named it.
     is_exchange: bool,
+    /// The port, where the hop names one for it.
+    pub(crate) port: Option<u16>,
 }
 
 impl Host {
@@ -44,6 +46,7 @@ impl Host {
             name,
             literal: None,
             is_exchange,
+            port: None,
         }
     }
 
@@ -71,6 +74,7 @@ impl Host {
             name: String::new(),
             literal: Some(address),
             is_exchange: false,
+            port: None,
         }
     }
 }
@@ -109,7 +113,12 @@ impl Finder<'_> {
         let domain = match hop {
             // Lists are not nested.
             NextHop::Several(_) => return Ok(Vec::new()),
-            NextHop::Host { name, .. } => return Ok(vec![Host::parse(name)]),
+            NextHop::Host { name, port } => {
+                return Ok(vec![Host {
+                    port: *port,
+                    ..Host::parse(name)
+                }]);
+            }
             NextHop::Mx(domain) if domain.is_literal() => {
                 return Ok(vec![Host::parse(domain.as_str())]);
             }

@@ -66,7 +66,7 @@ pub enum NextHop {
         /// TCP port; the mailers' own port if `None`.
         port: Option<u16>,
     },
-    /// Each of these, in this order, until one takes the message. A port is that of the first.
+    /// Each of these, in this order, until one takes the message.
     Several(Vec<Self>),
 }
 

@@ -166,18 +166,6 @@ impl SmtpMailer {
             loopback_only: self.options.loopback_only,
             mailer: dialogue.mailer,
         };
-        let port = match hop {
-            NextHop::Host {
-                port: Some(port), ..
-            } => *port,
-            NextHop::Several(hops) => match hops.first() {
-                Some(NextHop::Host {
-                    port: Some(port), ..
-                }) => *port,
-                _ => self.options.port,
-            },
-            _ => self.options.port,
-        };
         let hosts = match finder.hosts(hop).await {
             Ok(hosts) => hosts,
             Err(outcome) => return outcome,
@@ -198,6 +186,7 @@ impl SmtpMailer {
                 if connects > CONNECTS_MAX {
                     break;
                 }
+                let port = host.port.unwrap_or(self.options.port);
                 let target = SocketAddr::new(address, port);
                 match self.try_address(dialogue, host, target, key).await {
                     Ok(()) => {}

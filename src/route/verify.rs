@@ -83,6 +83,23 @@ impl Router {
                 Err(unknown())
             };
         };
+        // What is refused, or is no address, is the answer, as in Sendmail.
+        for end in &ends.targets {
+            let refused = match &end.target {
+                Target::Address(address) => match self.placed(address).map_err(wrap)? {
+                    Placed::Refused(refusal) => Some(refusal.into_denial().about(&end.text)),
+                    Placed::To(_) => None,
+                },
+                Target::Invalid(_) => {
+                    let text = format!("{}... {UNKNOWN_TEXT}", end.text);
+                    Some(Reply::new(550, Status::NO_USER, text))
+                }
+                _ => None,
+            };
+            if let Some(reply) = refused.filter(|_| ends.broken.is_none()) {
+                return Err(reply);
+            }
+        }
         let good: Vec<&End> = ends
             .targets
             .iter()

@@ -779,3 +779,23 @@ async fn addresses_that_would_break_the_dialogue_are_refused() {
     );
     assert!(!server.heard().lines.iter().any(|line| line == "RSET"));
 }
+
+#[tokio::test]
+async fn each_host_of_a_list_has_a_port_of_its_own() {
+    let server = Server::start(sink).await;
+    // Nobody listens there any more.
+    let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let closed_port = closed.local_addr().unwrap().port();
+    drop(closed);
+    let hop = |port| NextHop::Host {
+        name: "[127.0.0.1]".to_owned(),
+        port: Some(port),
+    };
+    let to = Destination::Smtp {
+        mailer: "esmtp",
+        hop: NextHop::Several(vec![hop(closed_port), hop(server.address.port())]),
+    };
+    let outcome = one(&mailers(smtp_options()), &to).await;
+    assert_eq!(outcome.result, Delivery::Delivered, "{outcome:?}");
+    assert_eq!(server.heard().messages.len(), 1);
+}
