@@ -236,6 +236,32 @@ fn the_mailertable_chooses_mailer_and_host_and_refuses() {
         "stat=Sent",
     ]);
     site.expect_log(&["to=<u@a.sub.test>", "mailer=relay", "stat=Sent"]);
+    // Ends are told sorted by their hosts, and after what is refused (transcript 51).
+    let user = site.sandbox.user();
+    let here = format!("{user}@here.test");
+    let verified = site.sandbox.run(
+        "sendmail",
+        &[
+            "-bv",
+            &here,
+            "u@ok.test",
+            "u@a.sub.test",
+            "u@err.test",
+            "u@later.test",
+        ],
+        "",
+    );
+    assert_eq!(
+        String::from_utf8(verified.stdout).unwrap(),
+        format!(
+            "u@err.test... Not by us\nu@later.test... later\n\
+             u@later.test... deliverable: mailer *error*, host 4.3.0, user 450 later\n\
+             u@ok.test... deliverable: mailer esmtp, host [127.0.0.2], user u@ok.test\n\
+             u@a.sub.test... deliverable: mailer relay, host [127.0.0.2], user u@a.sub.test\n\
+             {here}... deliverable: mailer local, host {here}, user {user}\n"
+        )
+    );
+    assert_eq!(verified.status.code(), Some(65));
     // What it refuses is refused at RCPT; what an alias leads to is, when it is tried.
     let mut client = site.daemon.as_ref().unwrap().client().unwrap();
     client.command("MAIL FROM:<s@sender.test>", "250").unwrap();

@@ -64,10 +64,12 @@ pub fn run(invocation: &Invocation, config: &Config) -> ExitCode {
                 say(&line);
             }
         }
-        if verdict != ExitCode::Ok {
+        // The first trouble decides, as in Sendmail.
+        if code == ExitCode::Ok {
             code = verdict;
         }
     }
+    deliverable.sort_by_key(|line| host_of(line).to_ascii_lowercase());
     for line in deliverable {
         say(&line);
     }
@@ -93,6 +95,13 @@ fn read_texts_of_unreadable_maps(config: &mut Config) {
             *text = format!("stab:{name}");
         }
     }
+}
+
+/// The host in an end's line, by which Sendmail sorts its recipients; empty if it has none.
+fn host_of(line: &str) -> &str {
+    let (_, end) = line.split_once(DELIVERABLE).unwrap_or_default();
+    let (_, host) = end.split_once(", host ").unwrap_or_default();
+    host.split_once(", user ").unwrap_or_default().0
 }
 
 /// A router as the daemon has it, or the client queue's runner.
