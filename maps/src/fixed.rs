@@ -417,3 +417,94 @@ pub(crate) fn write_fixed(file: &File, entries: &Entries<'_>) -> io::Result<u64>
     out.finish()?;
     Ok(keys)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        DuplicatePolicy, LoadOptions, Map, MapBuilder, MapKind, PublishOptions, load, open_direct,
+    };
+    use std::collections::BTreeMap;
+    use std::ops::ControlFlow;
+    use std::time::Duration;
+
+    type Model = BTreeMap<Vec<u8>, Vec<u8>>;
+
+    /// Short and long entries, some of which lie in several blocks.
+    fn built(dir: &Path, entries: usize) -> (PathBuf, Model) {
+        let mut model = Model::new();
+        for i in 0..entries {
+            let len = match i % 100 {
+                7 => 3 * BLOCK_LEN,
+                8 => 300,
+                _ => i % 40,
+            };
+            model.insert(format!("key{i}").into_bytes(), vec![b'v'; len]);
+        }
+        let mut builder =
+            MapBuilder::new(MapKind::Fixed, DuplicatePolicy::ReplaceWithLast).unwrap();
+        for key in model.keys() {
+            builder.insert(key, b"replaced below").unwrap();
+        }
+        for (key, value) in &model {
+            builder.insert(key, value).unwrap();
+        }
+        let path = dir.join("m.fix");
+        builder.publish(&path, &PublishOptions::default()).unwrap();
+        (path, model)
+    }
+
+    #[test]
+    fn a_file_answers_in_memory_and_by_its_blocks() {
+        let dir = tempfile::tempdir().unwrap();
+        for entries in [0, 1, 1200] {
+            let (path, model) = built(dir.path(), entries);
+            let snapshot = load(MapKind::Fixed, &path, &LoadOptions::default()).unwrap();
+            assert_eq!(snapshot.len(), model.len() as u64);
+            let direct = open_direct(&path, Duration::ZERO).unwrap();
+            for (key, value) in &model {
+                assert_eq!(snapshot.get(key), Some(&value[..]));
+                assert_eq!(direct.lookup(key).unwrap().as_deref(), Some(&value[..]));
+            }
+            assert_eq!(snapshot.get(b"none"), None);
+            assert_eq!(direct.lookup(b"none").unwrap(), None);
+            let mut listed = Model::new();
+            let mut take = |key: &[u8], value: &[u8]| {
+                listed.insert(key.to_vec(), value.to_vec());
+                ControlFlow::Continue(())
+            };
+            direct.each(&mut take).unwrap();
+            assert_eq!(listed, model);
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_damage_and_never_an_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, model) = built(dir.path(), 60);
+        let good = std::fs::read(&path).unwrap();
+        let wanted = |key: &[u8]| model.get(key).map(Vec::as_slice);
+        for at in (0..64)
+            .chain((64..good.len()).step_by(97))
+            .chain(good.len() - 12..good.len())
+        {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &bad).unwrap();
+            let error = load(MapKind::Fixed, &path, &LoadOptions::default()).unwrap_err();
+            let is_told = matches!(
+                error,
+                MapError::Damaged { .. } | MapError::Unsupported { .. }
+            );
+            assert!(is_told, "byte {at}: {error}");
+            let Ok(direct) = open_direct(&path, Duration::ZERO) else {
+                continue;
+            };
+            for key in model.keys().map(Vec::as_slice).chain([&b"none"[..]]) {
+                if let Ok(found) = direct.lookup(key) {
+                    assert_eq!(found.as_deref(), wanted(key), "byte {at}");
+                }
+            }
+        }
+    }
+}
