@@ -135,6 +135,8 @@ fn each_delivery_has_its_users_rights_and_the_daemon_has_none() {
         return;
     }
     let place = Place::new();
+    let config = place.text("sendmail.toml") + "program_memory_limit = \"512MiB\"\n";
+    place.write("sendmail.toml", &config);
     // What eve's program may do, and whom it is.
     place.write_as(
         EVE,
@@ -146,6 +148,7 @@ fn each_delivery_has_its_users_rights_and_the_daemon_has_none() {
         "home/eve/run",
         &format!(
             "#!/bin/sh\ncat >/dev/null\nid >{PLACE}/home/eve/id\ngrep -E '^(Uid|Gid|CapEff)' /proc/self/status >>{PLACE}/home/eve/id\n\
+             (ulimit -c; ulimit -v) >{PLACE}/home/eve/limits\n\
              (echo x >{PLACE}/home/bob/owned) 2>/dev/null\n(echo x >{PLACE}/mqueue/owned) 2>/dev/null\nls {PLACE}/mqueue >{PLACE}/home/eve/queue 2>/dev/null\nexit 0\n"
         ),
     );
@@ -201,6 +204,9 @@ fn each_delivery_has_its_users_rights_and_the_daemon_has_none() {
         place.text("home/eve/copy").contains("first").then_some(())
     });
     assert_eq!(owner_and_mode(&place.path("home/eve/copy")), (EVE, 0o600));
+    wait_for("eve's limits", || {
+        (place.text("home/eve/limits") == "0\n524288\n").then_some(())
+    });
     for forbidden in ["home/bob/owned", "mqueue/owned"] {
         assert!(!place.path(forbidden).exists(), "{forbidden}");
     }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::duration::{TimeUnit, parse_time};
+use super::size::ByteSize;
 
 /// The flags that are honoured, with what each does.
 pub const FLAGS: &[(char, &str)] = &[
@@ -73,6 +74,15 @@ pub const FLAGS: &[(char, &str)] = &[
     ('z', "the mailer speaks LMTP"),
     ('|', "addresses may be programs, which the router decides"),
 ];
+
+/// What each process of a program may use up; `None`: as much as may be used here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ProgramLimits {
+    /// Time of a processor.
+    pub cpu: Option<Duration>,
+    /// Address space.
+    pub memory: Option<ByteSize>,
+}
 
 /// How long a program may take, unless W= says otherwise.
 pub const TIME_LIMIT: Duration = Duration::from_secs(3600);

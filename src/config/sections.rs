@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::access::{AccessOptions, AddedDomain, RelayOptions};
 use super::dont_blame::DontBlame;
 use super::endpoint::{DaemonPort, HostPort};
-use super::mailer::MailerDefinition;
+use super::mailer::{MailerDefinition, ProgramLimits};
 use super::modes::{DeliveryMode, ErrorMode, PrivacyOptions, Remote, SpoolFileSystem};
 use super::size::ByteSize;
 
@@ -286,6 +286,8 @@ pub struct DeliverOptions {
     pub mailers: Vec<MailerDefinition>,
     /// How long a program of an alias or a `.forward` may take.
     pub program_time_limit: Duration,
+    /// What a program may use up.
+    pub program_limits: ProgramLimits,
     /// How long the privileged part may take to open a file or to start a program.
     pub file_open_limit: Duration,
     /// Which hosts may be contacted at all.

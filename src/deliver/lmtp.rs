@@ -46,7 +46,7 @@ pub(crate) enum LmtpServer {
         port: u16,
     },
     /// A program that is one.
-    Program(Program),
+    Program(Box<Program>),
 }
 
 /// A message for recipients of an attempt.

@@ -22,7 +22,7 @@ use super::program::{Program, Programs};
 use super::{Attempt, DeliveryRecipient, MailboxOptions, Place, Results, say};
 use crate::address::{Address, ReversePath};
 use crate::clock::Clock;
-use crate::config::mailer::{LineEnd, Macro, MailerDefinition, Template, Transport};
+use crate::config::mailer::{LineEnd, Macro, MailerDefinition, ProgramLimits, Template, Transport};
 use crate::envelope::{ControllingUser, Delivery, Outcome, ProgramEnd};
 use crate::safe_file::Who;
 use crate::status::Status;
@@ -50,6 +50,8 @@ pub struct NamedOptions {
     pub users: Arc<Users>,
     /// Variables that programs get besides AGENT and TZ.
     pub environment: Vec<(String, OsString)>,
+    /// What programs may use up.
+    pub limits: ProgramLimits,
 }
 
 impl Default for NamedOptions {
@@ -64,6 +66,7 @@ impl Default for NamedOptions {
             default_user: Who { uid: 1, gid: 1 },
             users: Arc::new(Users::of_system()),
             environment: Vec::new(),
+            limits: ProgramLimits::default(),
         }
     }
 }
@@ -217,6 +220,7 @@ impl Named {
                         ),
                         form: Form::PLAIN,
                         environment: self.options.environment.clone(),
+                        limits: self.options.limits,
                         part: self.mailboxes.part.clone(),
                     };
                     self.programs.run(program, attempt).await
@@ -386,9 +390,9 @@ impl Named {
                 host: host.expand(|of| self.value(of, run, attempt, None)),
                 port: *port,
             },
-            Transport::Program(path) => {
-                LmtpServer::Program(self.program(mailer, path, shown_name, run, attempt))
-            }
+            Transport::Program(path) => LmtpServer::Program(Box::new(
+                self.program(mailer, path, shown_name, run, attempt),
+            )),
             Transport::Maildir(_) => return,
         };
         let message = lmtp::Message {
@@ -396,6 +400,10 @@ impl Named {
             positions: &run.positions,
             attempt,
             time_limit: mailer.time_limit,
+        };
+        let _place = match &server {
+            LmtpServer::Program(_) => self.programs.place().await,
+            LmtpServer::Unix(_) | LmtpServer::Tcp { .. } => None,
         };
         self.lmtp.deliver(&server, &message, results).await;
     }
@@ -466,6 +474,7 @@ impl Named {
                 .collect(),
             time_limit: mailer.time_limit,
             environment: self.options.environment.clone(),
+            limits: self.options.limits,
             part: self.mailboxes.part.clone(),
             preamble,
             form: Form {

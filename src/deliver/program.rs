@@ -7,7 +7,7 @@
 //! and what it leaves in its group is killed. A message that can't be read whole never looks whole to a program: it is
 //! killed before its input ends. Without root's rights a program
 //! runs as this process's user only; for anybody else the mail waits.
-//! Limits: [`OUTPUT_BYTES_MAX`], [`OUTPUT_LINES_MAX`], [`PROGRAMS_MAX`], the time limit given. Blocks: never; a thread of the blocking pool waits for each program.
+//! Limits: [`OUTPUT_BYTES_MAX`], [`OUTPUT_LINES_MAX`], [`PROGRAMS_MAX`], the time limit given, [`ProgramLimits`]. Blocks: never; a thread of the blocking pool waits for each program.
 //! Source: op.me 5.4, sysexits(3), transcript 62 for texts.
 
 use std::ffi::OsString;
@@ -21,13 +21,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Gid, Pid, Uid};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::content::Pieces;
@@ -35,6 +36,7 @@ use super::exit_code::{self, End};
 use super::mailbox::describe;
 use super::mbox::{Converter, Form};
 use super::{Attempt, ContentOpener};
+use crate::config::mailer::ProgramLimits;
 use crate::envelope::{Delivery, Outcome};
 use crate::privileged::wire::ProgramRequest;
 use crate::privileged::{Part, Started};
@@ -71,8 +73,32 @@ pub(crate) struct Program {
     pub(crate) form: Form,
     /// Variables besides AGENT and TZ.
     pub(crate) environment: Vec<(String, OsString)>,
+    /// What it may use up. A privileged part knows its own.
+    pub(crate) limits: ProgramLimits,
     /// What runs it, if this process has not got the user's rights.
     pub(crate) part: Option<Arc<Part>>,
+}
+
+/// Limits what this process may use up. No program dumps core: what it was given of a message would lie about. Makes
+/// system calls only.
+fn set_limits(limits: ProgramLimits) -> io::Result<()> {
+    lower(Resource::RLIMIT_CORE, 0, 0)?;
+    if let Some(cpu) = limits.cpu {
+        // A second after SIGXCPU, which it may heed, comes SIGKILL.
+        let seconds = cpu.as_secs().max(1);
+        lower(Resource::RLIMIT_CPU, seconds, seconds.saturating_add(1))?;
+    }
+    if let Some(memory) = limits.memory {
+        lower(Resource::RLIMIT_AS, memory.as_bytes(), memory.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Sets a limit, but none above the one there is.
+fn lower(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
+    let (_, most) = getrlimit(resource)?;
+    setrlimit(resource, soft.min(most), hard.min(most))?;
+    Ok(())
 }
 
 /// Runs programs.
@@ -93,11 +119,15 @@ impl Programs {
         }
     }
 
+    /// A place for one program to run in, until it is dropped. Waits until there is one.
+    pub(crate) async fn place(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.places.acquire().await.ok()
+    }
+
     /// Runs one program and gives what became of it.
     pub(crate) async fn run(&self, program: Program, attempt: &Attempt) -> Outcome {
-        let Ok(_place) = self.places.acquire().await else {
-            return program.deferred("no place to run in");
-        };
+        let _place = self.place().await;
         match run(&program, &attempt.content).await {
             Ok(Ran::Ended { end, output }) => exit_code::outcome(
                 &program.mailer,
@@ -301,11 +331,7 @@ impl Program {
             who: self.who,
             login: self.login.clone(),
             directories: self.directories.clone(),
-            environment: self
-                .environment
-                .iter()
-                .map(|(name, value)| (name.clone(), value.to_string_lossy().into_owned()))
-                .collect(),
+            environment: self.environment.clone(),
         }
     }
 
@@ -357,8 +383,10 @@ impl Program {
             (None, true) => Some(vec![Gid::from_raw(self.who.gid)]),
         };
         let (uid, gid) = (Uid::from_raw(self.who.uid), Gid::from_raw(self.who.gid));
+        let limits = self.limits;
         let prepare = move || -> io::Result<()> {
             nix::unistd::setsid()?;
+            set_limits(limits)?;
             if let Some(groups) = &groups {
                 nix::unistd::setgroups(groups)?;
                 nix::unistd::setresgid(gid, gid, gid)?;

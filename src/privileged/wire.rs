@@ -3,6 +3,7 @@
 //! A packet that is longer than [`PACKET_BYTES_MAX`], brings more than [`FILES_MAX`] files or does not parse is an error
 //! of whoever reads it. Paths that are not UTF-8 can't be sent. Blocks: for the other side. Source: unix(7), seqpacket.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -173,7 +174,7 @@ pub struct ProgramRequest {
     /// The first that can be entered is where it starts.
     pub directories: Vec<PathBuf>,
     /// Variables.
-    pub environment: Vec<(String, String)>,
+    pub environment: Vec<(String, OsString)>,
 }
 
 /// What the part answers.

@@ -216,6 +216,7 @@ pub fn mailers(
             smrsh_directory: smrsh_directory(config),
             shell: config.deliver.local_shell.clone(),
             time_limit: config.deliver.program_time_limit,
+            limits: config.deliver.program_limits,
             mailers: config.deliver.mailers.clone(),
             local: config.deliver.local_mailer.clone(),
             default_user: router.default_user(),

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use diligence::clock::{Clock, SystemClock};
-use diligence::config::mailer::MailerDefinition;
+use diligence::config::ByteSize;
+use diligence::config::mailer::{MailerDefinition, ProgramLimits};
 use diligence::deliver::{Attempt, Destination, Mailers};
 use diligence::envelope::{ControllingUser, Delivery, Outcome};
 use diligence::status::Status;
@@ -230,6 +231,29 @@ async fn the_exit_code_decides_and_output_goes_to_the_report() {
     assert_eq!(
         outcome.text,
         "Deferred: prog mailer (/bin/sh) died with signal 11"
+    );
+}
+
+#[tokio::test]
+async fn a_program_may_use_up_what_it_is_given_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let says = "ulimit -Sc; ulimit -St; ulimit -Sv; exit 69";
+    let said = async |mailers: &Mailers| run(mailers, command(says)).await.program.unwrap().output;
+    let plain = said(&mailers(options(folder.path()))).await;
+    assert_eq!(plain[0], "0");
+    let mut options = options(folder.path());
+    options.named.limits = ProgramLimits {
+        cpu: Some(Duration::from_secs(1)),
+        memory: Some(ByteSize::mib(512)),
+    };
+    let mailers = mailers(options);
+    assert_eq!(said(&mailers).await, ["0", "1", "524288"]);
+    // SIGXCPU.
+    let outcome = run(&mailers, command("while :; do :; done")).await;
+    assert_eq!(outcome.result, Delivery::Deferred);
+    assert_eq!(
+        outcome.text,
+        "Deferred: prog mailer (/bin/sh) died with signal 24"
     );
 }
 

@@ -8,6 +8,7 @@ use super::{DAY, OptionDef, SECOND};
 use crate::config::Config;
 use crate::config::duration::TimeUnit;
 use crate::config::mailer::{MailerDefinition, TIME_LIMIT_MAX};
+use crate::config::size::ByteSize;
 use crate::config::value::Access;
 
 pub(super) const MAILERS: &[OptionDef] = &[
@@ -67,6 +68,25 @@ pub(super) const MAILERS: &[OptionDef] = &[
             max: TIME_LIMIT_MAX,
         },
         "How long a command of an alias or a .forward may take before it is killed and tried again later.",
+    ),
+    OptionDef::new(
+        "program_cpu_limit",
+        "0",
+        Access::TimeOrNever {
+            field: |c| &mut c.deliver.program_limits.cpu,
+            unit: TimeUnit::Seconds,
+            max: DAY,
+        },
+        "How much time of a processor each process of a program may use; one that needs more is ended and the mail tried again later. No program dumps core.",
+    ),
+    OptionDef::new(
+        "program_memory_limit",
+        "0",
+        Access::SizeOrNone {
+            field: |c| &mut c.deliver.program_limits.memory,
+            max: ByteSize::gib(1024),
+        },
+        "How much memory each process of a program may have, as address space.",
     ),
     OptionDef::new(
         "mailer",

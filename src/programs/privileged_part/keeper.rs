@@ -25,7 +25,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use super::named_files::NamedFiles;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
-use crate::config::mailer::Transport;
+use crate::config::mailer::{ProgramLimits, Transport};
 use crate::deliver::MailboxOwner;
 use crate::deliver::mailbox::{self, LockFile};
 use crate::deliver::maildir;
@@ -56,6 +56,7 @@ pub(super) struct Keeper {
     named_files: NamedFiles,
     /// Programs that may run as root for root.
     mailers: Vec<PathBuf>,
+    limits: ProgramLimits,
     pid_file: PathBuf,
     command_line: Vec<OsString>,
     clock: SystemClock,
@@ -103,6 +104,7 @@ impl Keeper {
                 .filter(|path| path != shell && !path.ends_with("sh"))
                 .collect(),
             named_files: NamedFiles::of(&config.route),
+            limits: config.deliver.program_limits,
             pid_file: config.paths.pid_file.clone(),
             command_line: command_line.to_vec(),
             clock: SystemClock::new(),
@@ -414,8 +416,8 @@ impl Keeper {
                 .into_iter()
                 // What the loader believes must not come from a daemon that was taken over.
                 .filter(|(name, _)| !name.starts_with("LD_"))
-                .map(|(name, value)| (name, value.into()))
                 .collect(),
+            limits: self.limits,
             part: None,
         };
         let mut held = self.held();
