@@ -189,10 +189,12 @@ def main():
             apply(durable, log, entry)
         is_durable = max(is_durable, flushed)
         durable.flush()
-        subprocess.run(["cp", "--sparse=always", path("durable.img"), path("cut.img")], check=True)
+        # A name of its own: the system may still have something to write into the image of the cut before.
+        image_path = path(f"cut-{cut}.img")
+        subprocess.run(["cp", "--sparse=always", path("durable.img"), image_path], check=True)
         pending = entries[flushed:cut]
         kind = ("everything", "a part", "nothing")[number % 3]
-        with open(path("cut.img"), "r+b") as disk:
+        with open(image_path, "r+b") as disk:
             for entry in pending:
                 is_kept = {"everything": True, "nothing": False}.get(kind)
                 if is_kept is None:
@@ -202,7 +204,7 @@ def main():
         kinds[kind] += 1
         tokens = [(token, to) for at, token, to in marks if at < cut]
         try:
-            with Cut(arguments, path("cut.img")) as image:
+            with Cut(arguments, image_path) as image:
                 missing, repeats, remarks = image.recover(tokens)
         except (RuntimeError, subprocess.CalledProcessError) as error:
             missing, repeats, remarks = [str(error)], 0, []
@@ -212,8 +214,10 @@ def main():
         if missing or damage:
             lost += 1
             keep = path(f"failed-{cut}.img")
-            os.replace(path("cut.img"), keep)
+            os.replace(image_path, keep)
             print(f"cut {cut} ({kind} after the last flush): missing {missing}, damage {damage}; kept as {keep}", flush=True)
+        else:
+            os.remove(image_path)
         if (number + 1) % 50 == 0:
             print(f"{number + 1} cuts, {lost} failed, {time.monotonic() - began:.0f} s", flush=True)
     for text, count in said.most_common():
