@@ -130,17 +130,13 @@ impl Keeper {
             .make_ready(lsn, batch, inner.clock.unix_ms(), SPARES_MIN)?;
         let least = inner.options.free_bytes_min;
         if least > 0 {
-            let free_bytes = || {
-                let free = inner.storage.free_bytes();
-                free.map_err(|e| SpoolError::io("statvfs", ".", e))
-            };
-            let mut free = free_bytes()?;
+            let mut free = inner.free_bytes()?;
             // Nobody is refused, and no mailbox goes without room, for spares that only save time.
             while free < least
                 && inner.segments.spares_left() > SPARES_MIN
                 && inner.segments.give_up_spare()?
             {
-                free = free_bytes()?;
+                free = inner.free_bytes()?;
             }
             if free < least {
                 return Err(SpoolError::Full(format!(
@@ -195,6 +191,11 @@ impl Keeper {
             most if is_burst => most,
             most => (most / 4).max(SPARES_MIN),
         };
+        // On a small disk they take no more room than is free beside them.
+        let segment_bytes = inner.options.segment_bytes.max(1);
+        let room = inner.free_bytes()? / segment_bytes;
+        let spares_max =
+            usize::try_from(room).map_or(spares_max, |room| spares_max.min(room.max(SPARES_MIN)));
         #[cfg(test)]
         let covered = faults::wrongly_covered(&lock(&inner.checkpoints).kept).or(covered);
         // What never held a batch needs no checkpoint: Lsns begin at 1.

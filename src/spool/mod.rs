@@ -783,6 +783,12 @@ impl Inner {
             .saturating_sub(format::FIRST_BATCH_OFFSET + 4 * format::BLOCK_BYTES)
     }
 
+    /// What is free on the file system. Blocks: disk.
+    fn free_bytes(&self) -> Result<u64, SpoolError> {
+        let free = self.storage.free_bytes();
+        free.map_err(|e| SpoolError::io("statvfs", ".", e))
+    }
+
     fn is_poisoned(&self) -> bool {
         self.poison.get().is_some()
     }

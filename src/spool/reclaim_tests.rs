@@ -274,8 +274,14 @@ fn spares_are_given_up_before_anybody_is_refused_for_want_of_room() {
             .filter(|name| name.starts_with("spare-"))
             .count()
     };
+    // They take no more room than is left beside them.
+    let many = spares();
+    assert!(many > 6, "{many} spares");
+    storage.set_free_bytes(2 * (64 << 10));
+    (0..12).for_each(|_| spool.keep());
     let before = spares();
-    assert!(before > 4, "{before} spares");
+    assert!(before > 3 && before < many, "{before} of {many} spares");
+    assert_eq!(before, (many + 2) / 2, "as many as there is room for more");
     // Somebody else's files fill the disk.
     storage.set_free_bytes(4096);
     spool.keep();
