@@ -61,7 +61,7 @@ impl Default for SpoolOptions {
                 Duration::from_secs(3600),
                 Duration::from_secs(3600),
             ],
-            relocation_share: 50,
+            relocation_share: 45,
             relocation_rate: 8 << 20,
             due_ahead_max: Duration::from_secs(24 * 3600),
             process_id: std::process::id(),
