@@ -564,11 +564,9 @@ fn the_client_queues_runner_has_the_rights_of_its_queues_owner() {
         return;
     }
     let place = Place::new();
-    for (folder, mode) in [("client", 0o770), ("client/drop", 0o730)] {
-        fs::create_dir(place.path(folder)).unwrap();
-        chown(place.path(folder), Some(DAEMON_UID), Some(DAEMON_UID)).unwrap();
-        fs::set_permissions(place.path(folder), fs::Permissions::from_mode(mode)).unwrap();
-    }
+    fs::create_dir(place.path("client")).unwrap();
+    chown(place.path("client"), Some(DAEMON_UID), Some(DAEMON_UID)).unwrap();
+    fs::set_permissions(place.path("client"), fs::Permissions::from_mode(0o770)).unwrap();
     let program = place.path("sendmail");
     fs::copy(env!("CARGO_BIN_EXE_sendmail"), &program).unwrap();
     chown(&program, Some(0), Some(DAEMON_UID)).unwrap();
@@ -615,6 +613,13 @@ fn the_client_queues_runner_has_the_rights_of_its_queues_owner() {
     }
     assert_eq!(status_line(runner, "NoNewPrivs:"), ["1"]);
 
+    // Its owner makes the folder of drop files.
+    let drop_folder = place.path("client/drop");
+    wait_for("the folder of drop files", || {
+        drop_folder.exists().then_some(())
+    });
+    assert_eq!(owner_and_mode(&drop_folder), (DAEMON_UID, 0o730));
+    assert_eq!(fs::metadata(&drop_folder).unwrap().gid(), DAEMON_UID);
     // Nobody listens yet: what eve sends waits in a queue that she can't look into.
     in_etc(&format!(
         "printf 'Subject: hi\\n\\nsubmitted\\n' | setpriv --reuid {EVE} --regid {EVE} --clear-groups {PLACE}/sendmail bob"

@@ -5,11 +5,15 @@
 //! to the log. Blocks: disk, on the blocking pool.
 
 use std::collections::HashSet;
+use std::fs::{DirBuilder, Permissions};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use nix::unistd::Uid;
 
 use super::DROP_FOLDER;
 use super::wiring::System;
@@ -23,6 +27,8 @@ use crate::spool::drop_file::{self, DropError};
 use crate::status::Verdict;
 use crate::users::Users;
 
+/// Who may drop files may not list them.
+const DROP_FOLDER_MODE: u32 = 0o730;
 /// How often the drop folder is looked at.
 pub const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// The most bytes that a drop file has beyond its message's content.
@@ -61,11 +67,18 @@ impl Absorber {
         }
     }
 
-    /// Settles what an earlier owner left. Call it once, before anything of the queue is attempted. Blocks: disk.
+    /// Settles what an earlier owner left, and makes the folder if it is missing. Call it once, before anything of the
+    /// queue is attempted. Blocks: disk.
     ///
     /// # Errors
     /// As [`drop_file::settle`].
     pub fn settle(&self) -> Result<(), DropError> {
+        if let Err(error) = make_drop_folder(&self.folder) {
+            self.log(
+                Severity::Error,
+                &format!("{}: {error}", self.folder.display()),
+            );
+        }
         drop_file::settle(&self.spool, &self.folder)
     }
 
@@ -150,6 +163,39 @@ impl Absorber {
     fn log(&self, severity: Severity, text: &str) {
         self.system.maillog.write(severity, 0, QueueId::None, text);
     }
+}
+
+/// Makes the folder of drop files, for the client queue's owner and with its group's right to drop files, not to list
+/// them. Only the owner and root do; for others, whose files are not to lie in a folder of their own, nothing happens.
+///
+/// # Errors
+/// The system's.
+///
+/// # Durability
+/// When this returns the folder is on disk. It appears with its rights, by rename; a crash before leaves `drop.new-PID`.
+pub fn make_drop_folder(folder: &Path) -> io::Result<()> {
+    let Some(queue) = folder.parent().filter(|_| !folder.exists()) else {
+        return Ok(());
+    };
+    let owner = std::fs::metadata(queue)?;
+    let own = Uid::effective();
+    if !own.is_root() && own.as_raw() != owner.uid() {
+        return Ok(());
+    }
+    let new = queue.join(format!("{DROP_FOLDER}.new-{}", std::process::id()));
+    // What a crash left is as good as new.
+    match DirBuilder::new().mode(0o700).create(&new) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made?,
+    }
+    chown(&new, Some(owner.uid()), Some(owner.gid()))?;
+    std::fs::set_permissions(&new, Permissions::from_mode(DROP_FOLDER_MODE))?;
+    match std::fs::rename(&new, folder) {
+        // Somebody else was first.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => std::fs::remove_dir(&new),
+        renamed => renamed,
+    }?;
+    std::fs::File::open(queue)?.sync_all()
 }
 
 /// Where the MTA listens: at the first of the addresses its daemon wrote down, or where the configuration says, or at

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::client_queue::make_drop_folder;
 use crate::cli::Invocation;
 use crate::clock::{Clock, SystemClock};
 use crate::config::host::HostName;
@@ -135,12 +136,13 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn open(config: &'a Config, verbose: Option<Verbose>) -> Result<Self, String> {
         let name = HostName::find(&config.host);
-        if config.sandbox.is_some() {
-            // Elsewhere the folder comes with the installation, as only that knows its owner and rights.
-            let folder = drop_folder(config);
-            std::fs::create_dir_all(&folder)
-                .map_err(|error| format!("{}: {error}", folder.display()))?;
-        }
+        let folder = drop_folder(config);
+        let made = match config.sandbox {
+            Some(_) => std::fs::create_dir_all(&folder),
+            // Elsewhere the queue's owner makes it; root may come first. What is missing then is told when it is needed.
+            None => make_drop_folder(&folder).or(Ok(())),
+        };
+        made.map_err(|error: io::Error| format!("{}: {error}", folder.display()))?;
         let users = Users::new(
             config.paths.passwd_file.as_deref(),
             config.paths.home_directory.as_deref(),
