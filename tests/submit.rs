@@ -3,12 +3,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "support/fed.rs"]
+mod fed;
+
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use fed::fed;
 
 use tempfile::TempDir;
 
@@ -33,20 +38,14 @@ impl Sandbox {
     }
 
     fn run(&self, arguments: &[&str], input: &str) -> Output {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_sendmail"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sendmail"));
+        command
             .arg("--sandbox")
             .arg(self.path(""))
             .args(arguments)
             .env_remove("NAME")
-            .env_remove("DILIGENCE_SANDBOX")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // A program that needs no input may have ended already.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        child.wait_with_output().unwrap()
+            .env_remove("DILIGENCE_SANDBOX");
+        fed(&mut command, input)
     }
 
     fn drops(&self) -> Vec<PathBuf> {

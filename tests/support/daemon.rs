@@ -21,6 +21,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "fed.rs"]
+mod fed;
+use fed::fed;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -118,19 +121,7 @@ impl Sandbox {
 
     /// Runs a program to its end, with this on standard input.
     pub fn run(&self, argv0: &str, arguments: &[&str], input: &str) -> Output {
-        let mut child = self
-            .command(argv0)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        // A program that does not read its input closes it: its output tells the rest.
-        let _ = stdin.write_all(input.as_bytes());
-        drop(stdin);
-        child.wait_with_output().unwrap()
+        fed(self.command(argv0).args(arguments), input)
     }
 
     /// What `mailq` prints.

@@ -8,6 +8,7 @@ pub mod json;
 pub mod map_place;
 pub mod progress;
 pub mod setting;
+pub mod stop;
 pub mod vacation;
 
 /// A moment in local time, as ctime(3) shows it: `Sun Nov 22 17:45:01 2026`. Blocks: on disk, for the time zone.

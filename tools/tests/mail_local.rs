@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../../tests/support/fed.rs"]
+mod fed;
+
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
+
+use fed::fed;
 
 /// A sandbox with the users bob and carol.
 struct Site {
@@ -37,19 +41,11 @@ impl Site {
     }
 
     fn run(&self, arguments: &[&str], input: &str) -> Output {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_mail-local"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mail-local"));
+        command
             .args(arguments)
-            .env("DILIGENCE_SANDBOX", self.path(""))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        // A program that refuses its arguments does not read.
-        let _ = stdin.write_all(input.as_bytes());
-        drop(stdin);
-        child.wait_with_output().unwrap()
+            .env("DILIGENCE_SANDBOX", self.path(""));
+        fed(&mut command, input)
     }
 
     fn mailbox(&self, user: &str) -> PathBuf {

@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may panic")]
 
+#[path = "../../tests/support/fed.rs"]
+mod fed;
+
 use std::fmt::Write as _;
-use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+
+use fed::fed;
 
 const SOURCE: &str = "# comment line\nkey1\tvalue1\nKey2  value two with spaces \nkey3 v3\n\n   indented value-of-indented\nKEY4:\tv4\nuser@example.test\t  bob\n";
 
@@ -18,22 +22,16 @@ fn run(dir: &Path, line: &str, input: &str) -> String {
         "praliases" => env!("CARGO_BIN_EXE_praliases"),
         other => panic!("{other}"),
     };
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(
             words
                 .filter(|word| !word.is_empty())
                 .map(|word| word.replace('_', " ")),
         )
         .current_dir(dir)
-        .env_remove("DILIGENCE_SANDBOX")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // A program that refuses its command line ends without reading.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    let done = child.wait_with_output().unwrap();
+        .env_remove("DILIGENCE_SANDBOX");
+    let done = fed(&mut command, input);
     let mut text = format!("{}\n", done.status.code().unwrap());
     let _ = write!(
         text,

@@ -2,11 +2,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../../tests/support/fed.rs"]
+mod fed;
+
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use fed::fed;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -82,14 +86,14 @@ impl Mta {
             .arg("--sandbox")
             .arg(self.path(""))
             .args(["-f", from, "fazi"]);
-        let output = run(&mut command, &format!("{header}\n\nbody\n"));
+        let output = fed(&mut command, &format!("{header}\n\nbody\n"));
         assert!(output.status.success(), "{output:?}");
     }
 
     fn vacation(&self, arguments: &[&str], input: &str) -> Output {
         let mut command = Command::new(vacation());
         command.arg("--sandbox").arg(self.path("")).args(arguments);
-        run(&mut command, input)
+        fed(&mut command, input)
     }
 
     fn programs_ended(&self) -> usize {
@@ -98,17 +102,6 @@ impl Mta {
             .filter(|line| line.contains("mailer=prog"))
             .count()
     }
-}
-
-fn run(command: &mut Command, input: &str) -> Output {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    child.wait_with_output().unwrap()
 }
 
 fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
@@ -208,7 +201,7 @@ fn flags_do_what_sendmails_do() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let run =
-        |arguments: &[&str], input: &str| run(Command::new(vacation()).args(arguments), input);
+        |arguments: &[&str], input: &str| fed(Command::new(vacation()).args(arguments), input);
     let database = path("db");
     let code = |output: &Output| output.status.code().unwrap();
     assert_eq!(code(&run(&["-i", "-f", &database], "")), 0);

@@ -8,7 +8,8 @@ use diligence_maps::{
 };
 use diligence_tools::arguments::{Given, Grammar, OptionsEnd, parse};
 use diligence_tools::map_place::{open_text, open_written, warn_of_directories, written_kind};
-use diligence_tools::setting::{EX_CANTCREAT, EX_UNAVAILABLE, EX_USAGE, find_sandbox, load_config};
+use diligence_tools::setting::{EX_CANTCREAT, EX_IOERR, EX_UNAVAILABLE, find_sandbox, load_config};
+use diligence_tools::stop::{Stop, end};
 use std::ffi::OsString;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -35,31 +36,16 @@ enum Action {
     Remove,
 }
 
-/// How the program ends before its time: a text for standard error, and a status.
-struct Stop {
-    text: String,
-    exit: u8,
-}
-
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(stop) => {
-            eprint!("{}", stop.text);
-            ExitCode::from(stop.exit)
-        }
-    }
+    end(run())
 }
 
 fn usage(text: &str) -> Stop {
-    let text = match text {
-        "" => USAGE.to_owned(),
-        text => format!("editmap: {text}\n{USAGE}"),
-    };
-    Stop {
-        text,
-        exit: EX_USAGE,
-    }
+    Stop::usage("editmap", text, USAGE)
+}
+
+fn stop(exit: u8, text: impl std::fmt::Display) -> Stop {
+    Stop::new("editmap", exit, text)
 }
 
 fn run() -> Result<(), Stop> {
@@ -102,10 +88,7 @@ fn run() -> Result<(), Stop> {
         }
         _ => return Err(usage("")),
     };
-    let refused = |refusal: diligence_tools::setting::Refusal| Stop {
-        text: format!("editmap: {}\n", refusal.text),
-        exit: refusal.exit,
-    };
+    let refused = |refusal| Stop::refused("editmap", &refusal);
     let sandbox = find_sandbox(sandbox.as_deref()).map_err(refused)?;
     let safety = match &config_file {
         Some(file) => {
@@ -117,12 +100,9 @@ fn run() -> Result<(), Stop> {
 
     let class = class.to_string_lossy();
     let name = PathBuf::from(name);
-    let cannot_open = |detail: &str| Stop {
-        text: format!(
-            "editmap: error opening type {class} map {}: {detail}\n",
-            name.display()
-        ),
-        exit: EX_CANTCREAT,
+    let cannot_open = |detail: &str| {
+        let map = format!("type {class} map {}", name.display());
+        stop(EX_CANTCREAT, format!("error opening {map}: {detail}"))
     };
     let kind = written_kind(&class).map_err(&cannot_open)?;
     let mut key = key.as_bytes().to_vec();
@@ -145,20 +125,14 @@ fn run() -> Result<(), Stop> {
         let found = map.as_ref().map(|map| map.lookup(&key));
         let found = found.transpose().map_err(|error| failed(&error))?.flatten();
         let Some(value) = found else {
-            return Err(Stop {
-                text: format!(
-                    "editmap: couldn't find key {shown} in map {}\n",
-                    name.display()
-                ),
-                exit: EX_UNAVAILABLE,
-            });
+            let text = format!("couldn't find key {shown} in map {}", name.display());
+            return Err(stop(EX_UNAVAILABLE, text));
         };
         let mut line = value.strip_suffix(b"\0").unwrap_or(&value).to_vec();
         line.push(b'\n');
-        return std::io::stdout().write_all(&line).map_err(|error| Stop {
-            text: format!("editmap: {}\n", diligence_maps::io_text(&error)),
-            exit: diligence_tools::setting::EX_IOERR,
-        });
+        return std::io::stdout()
+            .write_all(&line)
+            .map_err(|error| stop(EX_IOERR, diligence_maps::io_text(&error)));
     }
     let mut builder = read_all(map.as_ref(), kind).map_err(|error| failed(&error))?;
     // The shared lock has to go before the exclusive one can be had.

@@ -12,7 +12,8 @@ use diligence_maps::{
 };
 use diligence_tools::arguments::{Given, Grammar, OptionsEnd, parse};
 use diligence_tools::map_place::{open_text, warn_of_directories};
-use diligence_tools::setting::{EX_CONFIG, EX_IOERR, EX_USAGE, find_sandbox, load_config};
+use diligence_tools::setting::{EX_CONFIG, EX_IOERR, find_sandbox, load_config};
+use diligence_tools::stop::{Stop, end};
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
@@ -35,36 +36,18 @@ const GRAMMAR: Grammar<'static> = Grammar {
 /// How long a map that is being rebuilt is waited for.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 
-/// How the program ends before its time: a text for standard error, and a status.
-struct Stop {
-    text: String,
-    exit: u8,
-}
-
-impl From<io::Error> for Stop {
-    fn from(error: io::Error) -> Self {
-        Self {
-            text: format!("praliases: {}\n", diligence_maps::io_text(&error)),
-            exit: EX_IOERR,
-        }
-    }
-}
-
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(stop) => {
-            eprint!("{}", stop.text);
-            ExitCode::from(stop.exit)
-        }
-    }
+    end(run())
+}
+
+/// Output that failed.
+fn unwritten(error: io::Error) -> Stop {
+    Stop::new("praliases", EX_IOERR, diligence_maps::io_text(&error))
 }
 
 fn run() -> Result<(), Stop> {
-    let parsed = parse(&GRAMMAR, std::env::args_os().skip(1)).map_err(|text| Stop {
-        text: format!("praliases: {text}\n{USAGE}"),
-        exit: EX_USAGE,
-    })?;
+    let parsed = parse(&GRAMMAR, std::env::args_os().skip(1))
+        .map_err(|text| Stop::usage("praliases", &text, USAGE))?;
     let (mut config_file, mut alias_file, mut sandbox) = (None, None::<OsString>, None::<OsString>);
     for option in parsed.options {
         match option {
@@ -73,10 +56,7 @@ fn run() -> Result<(), Stop> {
             Given::Long(_, dir) => sandbox = dir,
         }
     }
-    let refused = |refusal: diligence_tools::setting::Refusal| Stop {
-        text: format!("praliases: {}\n", refusal.text),
-        exit: refusal.exit,
-    };
+    let refused = |refusal| Stop::refused("praliases", &refusal);
     let sandbox = find_sandbox(sandbox.as_deref()).map_err(refused)?;
     let (texts, safety) = match alias_file {
         Some(file) => (vec![file.to_string_lossy().into_owned()], Safety::default()),
@@ -88,28 +68,25 @@ fn run() -> Result<(), Stop> {
     };
     let mut out = BufWriter::new(io::stdout().lock());
     for text in texts {
-        let wrong = |error: SpecError| Stop {
-            text: format!("praliases: {text}: {error}\n"),
-            exit: EX_CONFIG,
-        };
+        let wrong =
+            |error: SpecError| Stop::new("praliases", EX_CONFIG, format!("{text}: {error}"));
         let definition = Definition::parse_alias(&text).map_err(wrong)?;
         if definition.class.is_of_a_file() {
             warn_of_directories(&definition.label(), safety, sandbox.as_deref());
         }
         if !matches!(definition.class, MapClass::File(_)) {
             let map = open_other(&definition, sandbox.as_deref()).map_err(wrong)?;
-            print_other(&map, &parsed.words, &mut out)?;
+            print_other(&map, &parsed.words, &mut out).map_err(unwritten)?;
             continue;
         }
         let spec = definition.into_file().map_err(wrong)?;
         if parsed.words.is_empty() {
-            print_all(&spec, &mut out)?;
+            print_all(&spec, &mut out).map_err(unwritten)?;
         } else {
-            print_named(&spec, &parsed.words, &mut out)?;
+            print_named(&spec, &parsed.words, &mut out).map_err(unwritten)?;
         }
     }
-    out.flush()?;
-    Ok(())
+    out.flush().map_err(unwritten)
 }
 
 /// A map that is no file of its own: the text itself, a sequence, a directory.

@@ -8,7 +8,8 @@
 use diligence::users::Users;
 use diligence_maps::{DuplicatePolicy, MapBuilder, MapKind, PublishOptions, open_direct};
 use diligence_tools::arguments::{Given, Grammar, OptionsEnd, parse};
-use diligence_tools::setting::{EX_CANTCREAT, EX_DATAERR, EX_USAGE, find_sandbox, load_config};
+use diligence_tools::setting::{EX_CANTCREAT, EX_DATAERR, find_sandbox, load_config};
+use diligence_tools::stop::{Stop, end};
 use diligence_tools::vacation::{Header, answer, is_robot};
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -44,34 +45,16 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// How long a program that rebuilds the map is waited for.
 const MAP_WAIT: Duration = Duration::from_secs(10);
 
-/// How the program ends before its time.
-struct Stop {
-    text: String,
-    exit: u8,
-}
-
 fn stop(exit: u8, text: impl std::fmt::Display) -> Stop {
-    Stop {
-        text: format!("vacation: {text}\n"),
-        exit,
-    }
+    Stop::new("vacation", exit, text)
 }
 
-fn usage() -> Stop {
-    Stop {
-        text: USAGE.to_owned(),
-        exit: EX_USAGE,
-    }
+fn usage(text: &str) -> Stop {
+    Stop::usage("vacation", text, USAGE)
 }
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(stop) => {
-            eprint!("{}", stop.text);
-            ExitCode::from(stop.exit)
-        }
-    }
+    end(run())
 }
 
 /// What the command line asks for.
@@ -94,10 +77,7 @@ struct Wanted {
 }
 
 fn run() -> Result<(), Stop> {
-    let parsed = parse(&GRAMMAR, std::env::args_os().skip(1)).map_err(|text| Stop {
-        text: format!("vacation: {text}\n{USAGE}"),
-        exit: EX_USAGE,
-    })?;
+    let parsed = parse(&GRAMMAR, std::env::args_os().skip(1)).map_err(|text| usage(&text))?;
     let mut wanted = Wanted::default();
     let mut sandbox: Option<OsString> = None;
     for given in parsed.options {
@@ -130,13 +110,15 @@ fn run() -> Result<(), Stop> {
     let mut words = parsed.words.into_iter();
     wanted.login = words.next().map(|word| word.to_string_lossy().into_owned());
     if words.next().is_some() {
-        return Err(usage());
+        return Err(usage(""));
     }
     if wanted.login.is_none() && !(wanted.begins || wanted.lists || wanted.excludes) {
-        return Err(usage());
+        return Err(usage(""));
     }
-    let sandbox = find_sandbox(sandbox.as_deref()).map_err(|r| stop(r.exit, r.text))?;
-    let config = load_config(None, sandbox.as_deref()).map_err(|r| stop(r.exit, r.text))?;
+    let sandbox =
+        find_sandbox(sandbox.as_deref()).map_err(|refusal| Stop::refused("vacation", &refusal))?;
+    let config = load_config(None, sandbox.as_deref())
+        .map_err(|refusal| Stop::refused("vacation", &refusal))?;
     let users = Users::new(
         config.paths.passwd_file.as_deref(),
         config.paths.home_directory.as_deref(),
@@ -299,12 +281,12 @@ fn interval(text: &str) -> Result<i64, Stop> {
         "h" => 3_600,
         "m" => 60,
         "s" => 1,
-        _ => return Err(usage()),
+        _ => return Err(usage("")),
     };
     number
         .parse::<i64>()
         .map(|number| number.saturating_mul(seconds))
-        .map_err(|_| usage())
+        .map_err(|_| usage(""))
 }
 
 fn now() -> i64 {
