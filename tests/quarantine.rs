@@ -211,7 +211,12 @@ fn others_than_the_queues_user_are_refused_in_sendmails_words() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.path().join("sendmail");
-    std::fs::copy(env!("CARGO_BIN_EXE_sendmail"), &program).unwrap();
+    // By another process: a file that this one has open for writing is handed on by the forks of the other tests, and can't
+    // be run meanwhile.
+    let copied = Command::new("cp")
+        .args([env!("CARGO_BIN_EXE_sendmail").as_ref(), program.as_os_str()])
+        .status();
+    assert!(copied.unwrap().success());
     std::fs::create_dir(folder.path().join("mqueue")).unwrap();
     let config = folder.path().join("sendmail.toml");
     let here = folder.path().display();
