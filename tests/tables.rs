@@ -537,7 +537,7 @@ fn names_that_nobody_has_go_to_the_luser_relay() {
     let router = with("error:5.1.1:550 No such user");
     assert_eq!(
         answer(&router, "nosuch@gold.example.test"),
-        "550 5.1.1 <nosuch@gold.example.test>... User unknown"
+        "550 5.1.1 <nosuch@gold.example.test>... No such user"
     );
     assert!(
         matches!(resolve(&router, "nosuch"), Route::Failed { text, .. } if text == "No such user")
@@ -875,4 +875,72 @@ fn trouble_with_a_table_of_addresses_is_an_error_of_the_content() {
         let path = ReversePath::Mailbox(Address::parse("a@gold.example.test").unwrap());
         assert!(router.envelope_sender(&path, Handover::Away).is_err());
     }
+}
+
+// As Sendmail 8.17 answered with the same settings.
+#[test]
+fn rcpt_vrfy_and_expn_tell_where_names_of_this_host_go() {
+    let with = |sent_on: SentOnOptions| {
+        router_with(Tables::default(), |options| options.sent_on = sent_on)
+    };
+    let refusing = with(SentOnOptions {
+        luser_relay: Some("error:5.1.1:550 No such user here".into()),
+        ..SentOnOptions::default()
+    });
+    let refused = "550 5.1.1 <nosuch>... No such user here";
+    assert_eq!(answer(&refusing, "nosuch"), refused);
+    assert_eq!(answer(&refusing, "info"), "ok");
+    let refused = "550 5.1.1 nosuch... No such user here";
+    assert_eq!(refusing.verify("nosuch").unwrap_err().to_line(), refused);
+    assert_eq!(
+        refusing.expand_shown("nosuch").unwrap_err().to_line(),
+        refused
+    );
+    // A text without a code of its own.
+    let worded = with(SentOnOptions {
+        luser_relay: Some("error:nouser No such user".into()),
+        ..SentOnOptions::default()
+    });
+    assert_eq!(
+        answer(&worded, "nosuch"),
+        "553 5.3.0 <nosuch>... nouser No such user"
+    );
+    let (lines, code) = worded.verify_lines("nosuch", false);
+    assert_eq!(lines, ["nosuch... nouser No such user"]);
+    assert_eq!(code, ExitCode::Unavailable);
+
+    let hub = with(SentOnOptions {
+        mail_hub: Some("relay:hub.test".into()),
+        local_user: vec!["carol".into()],
+        ..SentOnOptions::default()
+    });
+    for (name, address, is_remote) in [
+        ("bob", "bob@hub.test", true),
+        ("nosuch", "nosuch@hub.test", true),
+        ("carol", "carol@gold.example.test", false),
+        ("info", "info@gold.example.test", false),
+    ] {
+        let verified = hub.verify(name).unwrap();
+        assert_eq!(
+            (verified.address.as_str(), verified.is_remote),
+            (address, is_remote)
+        );
+        assert_eq!(answer(&hub, name), "ok");
+    }
+    assert_eq!(hub.expand_shown("nosuch").unwrap(), ["<nosuch@hub.test>"]);
+    assert_eq!(
+        hub.expand_shown("info").unwrap(),
+        ["<bob@hub.test>", "<alice@hub.test>"]
+    );
+    // With a domain it sticks to this host, where nobody has it.
+    let sticky = with(SentOnOptions {
+        local_relay: Some("relay:lr.test".into()),
+        stickyhost: true,
+        ..SentOnOptions::default()
+    });
+    assert_eq!(answer(&sticky, "nosuch"), "ok");
+    assert_eq!(
+        answer(&sticky, "nosuch@gold.example.test"),
+        "550 5.1.1 <nosuch@gold.example.test>... User unknown"
+    );
 }

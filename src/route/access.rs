@@ -16,7 +16,7 @@ use super::access_entry::{
     Denial, Disposition, Dots, Entry, KEYS_MAX, address_prefixes, client_address_keys, domain_keys,
     fold, full_keys, number, user_keys,
 };
-use super::resolve::{Place, UNKNOWN_TEXT};
+use super::resolve::Place;
 use super::tables::Placed;
 use super::{Client, NameLookup, RouteError, Router};
 use crate::address::{Address, Domain, ReversePath};
@@ -201,9 +201,9 @@ impl Router {
         let Place::Here(local) = placed else {
             return Ok(check);
         };
-        match self.is_known(&local) {
-            Ok(true) => Ok(check),
-            Ok(false) => Err(Denial::new(550, Status::NO_USER, UNKNOWN_TEXT)),
+        match self.unknown_here(&local, address) {
+            Ok(None) => Ok(check),
+            Ok(Some(denial)) => Err(denial),
             Err(error) => Err(self.access_trouble(&error)),
         }
     }

@@ -8,6 +8,8 @@
 
 #![deny(clippy::indexing_slicing)]
 
+use super::refusal::Refusal;
+use super::tables::strip_word;
 use super::target::quote_local;
 use super::{Route, RouteError, Router};
 use crate::address::{Address, Domain};
@@ -39,6 +41,34 @@ impl Router {
             Some(value) => self.handed_to(value, local, "local_relay"),
             None => Ok(None),
         }
+    }
+
+    /// What `luser_relay` answers for a name of this host that nobody has, if it is an error.
+    pub(super) fn refused_here(&self, local: &str) -> Result<Option<Refusal>, RouteError> {
+        let value = self.options.sent_on.luser_relay.as_deref();
+        let Some(error) = value.and_then(|value| strip_word(value, "error:")) else {
+            return Ok(None);
+        };
+        let is_there = self.find_user(local)?.is_some()
+            || self.alias_or_default(&local.to_lowercase())?.is_some();
+        Ok((!is_there).then(|| Refusal::of_mailer(error)))
+    }
+
+    /// The address at another host that a name of this host has, if it is no alias and leaves.
+    pub(super) fn address_away(
+        &self,
+        local: &str,
+        address: &Address,
+    ) -> Result<Option<String>, RouteError> {
+        let route = match self.stuck(address)? {
+            Some(route) => Some(route),
+            None if self.alias_or_default(&local.to_lowercase())?.is_some() => None,
+            None => self.sent_on(local, address)?,
+        };
+        Ok(match route {
+            Some(Route::Smtp { address, .. }) => Some(address),
+            _ => None,
+        })
     }
 
     /// The route of an address of this host that `stickyhost` sends to the hub before aliases are asked.

@@ -311,7 +311,7 @@ fn pieces(text: &str) -> Vec<&str> {
 }
 
 /// What follows a word, whatever its case.
-fn strip_word<'t>(text: &'t str, word: &str) -> Option<&'t str> {
+pub(super) fn strip_word<'t>(text: &'t str, word: &str) -> Option<&'t str> {
     let head = text.get(..word.len())?;
     head.eq_ignore_ascii_case(word)
         .then(|| text.get(word.len()..).unwrap_or_default())

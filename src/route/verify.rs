@@ -38,17 +38,16 @@ impl Router {
                 is_remote: true,
             }),
             Place::Here(local) => {
-                if self
-                    .is_known(&local)
-                    .map_err(|error| self.lookup_trouble(&error))?
-                {
-                    Ok(Verified {
-                        address: format!("{}@{}", quote_local(&local), self.host_name),
-                        is_remote: false,
-                    })
-                } else {
-                    Err(unknown())
+                let trouble = |error: RouteError| self.lookup_trouble(&error);
+                if let Some(denial) = self.unknown_here(&local, &address).map_err(trouble)? {
+                    return Err(denial.about(text));
                 }
+                let away = self.address_away(&local, &address).map_err(trouble)?;
+                Ok(Verified {
+                    is_remote: away.is_some(),
+                    address: away
+                        .unwrap_or_else(|| format!("{}@{}", quote_local(&local), self.host_name)),
+                })
             }
         }
     }
@@ -73,6 +72,12 @@ impl Router {
             .ends_of(&local, text, &mut Taken::new(), Wanted::Ends)
             .map_err(wrap)?
         else {
+            if let Some(denial) = self.unknown_here(&local, &address).map_err(wrap)? {
+                return Err(denial.about(text));
+            }
+            if let Some(away) = self.address_away(&local, &address).map_err(wrap)? {
+                return Ok(vec![format!("<{away}>")]);
+            }
             return if self.find_user(&local).map_err(wrap)?.is_some() {
                 Ok(vec![format!(
                     "<{}@{}>",
@@ -119,7 +124,10 @@ impl Router {
     fn end_shown(&self, end: &Target) -> String {
         match end {
             Target::Address(address) => match self.place(address) {
-                Place::Here(local) => format!("<{}@{}>", quote_local(&local), self.host_name),
+                Place::Here(local) => match self.address_away(&local, address) {
+                    Ok(Some(away)) => format!("<{away}>"),
+                    _ => format!("<{}@{}>", quote_local(&local), self.host_name),
+                },
                 Place::Elsewhere(address) => format!("<{address}>"),
             },
             Target::Mailbox(user) => format!("<{}@{}>", quote_local(user), self.host_name),
@@ -270,6 +278,21 @@ impl Router {
         {
             lines.push(format!("{origin}{text}... Unbalanced '<'"));
         }
+        if let Target::Address(address) = target
+            && let Place::Here(local) = self.place(address)
+            && let Ok(Some(refusal)) = self.refused_here(&local)
+        {
+            lines.push(format!("{origin}{}", refusal.line(text)));
+            lines.extend(
+                refusal
+                    .deliverable()
+                    .map(|what| format!("{text}... {what}")),
+            );
+            if refusal.exit_code() != ExitCode::Ok {
+                *code = refusal.exit_code();
+            }
+            return;
+        }
         let route = match target {
             Target::Address(_) if self.relay_to.is_some() => {
                 Ok(self.resolve(&Recipient::new(target.to_text()), &mut Taken::new()))
@@ -320,6 +343,8 @@ impl Router {
                             .map(ToString::to_string)
                             .unwrap_or_default()
                     }
+                    // Brackets tell that the host is meant itself.
+                    (Hop::Host { name, .. }, _) if !name.starts_with('[') => format!("[{name}]"),
                     (Hop::Host { name, .. }, _) => name,
                     (several @ Hop::Several(_), _) => several.to_string(),
                 };
@@ -389,19 +414,33 @@ impl Router {
         }
     }
 
-    /// Whether RCPT and VRFY take a mailbox name of this host.
-    pub(super) fn is_known(&self, local: &str) -> Result<bool, RouteError> {
-        if self.alias_or_default(&local.to_lowercase())?.is_some() {
-            return Ok(true);
-        }
-        if self.find_user(local)?.is_some() {
-            return Ok(true);
+    /// What RCPT and VRFY answer for a mailbox name of this host that nobody has. `address` is what it was taken from.
+    pub(super) fn unknown_here(
+        &self,
+        local: &str,
+        address: &Address,
+    ) -> Result<Option<Denial>, RouteError> {
+        if self.alias_or_default(&local.to_lowercase())?.is_some()
+            || self.find_user(local)?.is_some()
+        {
+            return Ok(None);
         }
         // What luser_relay says decides; where it sends mail, somebody else knows.
+        if let Some(refusal) = self.refused_here(local)? {
+            return Ok(Some(refusal.into_denial()));
+        }
         let bare = Address::from_parts(quote_local(local), None);
-        Ok(match self.sent_on(local, &bare)? {
-            Some(Route::Failed { .. }) | None => false,
-            Some(_) => true,
+        let is_as_written = self.is_written_so(address, local);
+        let from = if is_as_written { address } else { &bare };
+        let route = match self.stuck(from)? {
+            Some(route) => Some(route),
+            None => self.sent_on(local, from)?,
+        };
+        Ok(match route {
+            Some(Route::Failed { .. }) | None => {
+                Some(Denial::new(550, Status::NO_USER, UNKNOWN_TEXT))
+            }
+            Some(_) => None,
         })
     }
 
