@@ -442,6 +442,16 @@ fn without_an_account_or_when_told_so_the_daemon_stays_root_and_says_why() {
     assert_eq!(owner_and_mode(&place.path("mqueue")).0, 0);
     assert!(!place.text("log").contains("rights are kept"));
     running.stop();
+    // A group of its own choice.
+    place.write(
+        "sendmail.toml",
+        &format!("run_as_user = \"smmsp:extra\"\n{config}"),
+    );
+    let running = start(&place);
+    let daemon = running.daemon();
+    assert_eq!(status_line(daemon, "Uid:"), vec![DAEMON_UID.to_string(); 4]);
+    assert_eq!(status_line(daemon, "Gid:"), vec!["52009"; 4]);
+    running.stop();
     // One that is named must be there.
     place.write(
         "sendmail.toml",

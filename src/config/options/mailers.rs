@@ -31,7 +31,7 @@ pub(super) const MAILERS: &[OptionDef] = &[
         "run_as_user",
         "",
         Access::TextOrNone(|c| &mut c.deliver.run_as_user),
-        "Whom the daemon becomes once its ports are bound, if it is started by root; a small process beside it keeps root's rights, acts for users and opens maps that only root may read. Empty: the owner of the client queue, if that is what is run, or the first that exists of diligence, smmta and smmsp; where none does, the daemon stays root and logs an alert. \"root\": it stays root.",
+        "Whom the daemon becomes, as USER or USER:GROUP, once its ports are bound, if it is started by root; a small process beside it keeps root's rights, acts for users and opens maps that only root may read. Empty: the owner of the client queue, if that is what is run, or the first that exists of diligence, smmta and smmsp; where none does, the daemon stays root and logs an alert. \"root\": it stays root.",
     )
     .named("RunAsUser"),
     OptionDef::new(

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Gid, Pid, Uid, fork};
+use nix::unistd::{ForkResult, Gid, Group, Pid, Uid, fork};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{PidfdFlags, pidfd_open};
@@ -124,12 +124,8 @@ pub fn daemon_rights(config: &Config) -> io::Result<Rights> {
             gid: user.gid,
         })
     };
-    if let Some(name) = named {
-        return match users.lookup(name).map_err(io::Error::other)? {
-            Some(user) if user.uid != 0 => Ok(rights(user)),
-            Some(_) => Err(io::Error::other(format!("run_as_user: {name} is root"))),
-            None => Err(io::Error::other(format!("run_as_user: no user {name}"))),
-        };
+    if let Some(named) = named {
+        return named_account(named, &users).map(Rights::Of);
     }
     let client_queue = match config.role {
         Role::Msp => Some(&config.paths.queue_directory),
@@ -148,6 +144,37 @@ pub fn daemon_rights(config: &Config) -> io::Result<Rights> {
         }
     }
     Ok(Rights::RootForLack)
+}
+
+/// The account that `USER` or `USER:GROUP` names; either may be a number.
+fn named_account(text: &str, users: &Users) -> io::Result<Who> {
+    let wrong = |what: String| io::Error::other(format!("run_as_user: {what}"));
+    let (name, group) = match text.split_once(':') {
+        Some((name, group)) => (name, Some(group)),
+        None => (text, None),
+    };
+    let found = match name.parse() {
+        Ok(uid) => users.by_uid(uid),
+        Err(_) => users.lookup(name),
+    };
+    let user = found
+        .map_err(io::Error::other)?
+        .ok_or_else(|| wrong(format!("no user {name}")))?;
+    let gid = match group {
+        None => user.gid,
+        Some(group) => match group.parse() {
+            Ok(gid) => gid,
+            Err(_) => Group::from_name(group)?
+                .ok_or_else(|| wrong(format!("no group {group}")))?
+                .gid
+                .as_raw(),
+        },
+    };
+    match (user.uid, gid) {
+        (0, _) => Err(wrong(format!("{name} is root"))),
+        (_, 0) => Err(wrong(format!("the group of {text} is root's"))),
+        (uid, gid) => Ok(Who { uid, gid }),
+    }
 }
 
 /// Divides the process in two. Call it while it has one thread.
