@@ -384,6 +384,11 @@ impl MailerDefinition {
                     }
                 };
             }
+            "S" | "Sender" | "R" | "Recipient" => {
+                return Err(format!(
+                    "mailer {name}: {key}= is not honoured: there are no rule sets, addresses are rewritten as masquerade_as and genericstable say"
+                ));
+            }
             other => {
                 return Err(format!("mailer {name}: {other}= is not honoured"));
             }
@@ -490,6 +495,10 @@ mod tests {
             ("x, P=x, A=x", "no absolute path"),
             ("x, P=/x, F=l?, A=x", "unknown flag `?'"),
             ("x, P=/x, Q=1, A=x", "Q= is not honoured"),
+            (
+                "x, P=/x, S=EnvFromL, A=x",
+                "S= is not honoured: there are no rule sets",
+            ),
             ("x, P=[IPC], A=TCP $h", "needs F=z"),
             ("x, P=[IPC], F=z, A=TCP h smtp", "`smtp' is not a port"),
             ("x, P=/x, W=0, A=x", "leaves no time"),

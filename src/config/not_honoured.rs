@@ -131,6 +131,9 @@ pub static NOT_HONOURED: &[NotHonoured] = &[
     not("LDAPDefaultSpec"),
     not("MailboxDatabase").accepts(&["pw"]),
     not("MatchGECOS").letter('G').accepts(FALSE),
+    not("MaxForwardEntries")
+        .accepts(ZERO)
+        .advice("an expansion is bounded as a whole"),
     not("MaxMimeHeaderLength"),
     not("MaxQueueRunSize").accepts(ZERO),
     not("MaxRunnersPerQueue"),
