@@ -75,6 +75,7 @@ pub(super) fn options(seed: u64) -> SpoolOptions {
         spares_max: 2,
         relocation_rest: [Duration::ZERO; 3],
         relocation_rate: u64::MAX,
+        relocation_share: 50,
         ..SpoolOptions::default()
     }
 }
