@@ -308,7 +308,7 @@ impl From<Option<MessageId>> for QueueId {
     }
 }
 
-/// Appends `text` with its control characters as `\n`, `\r`, `\t` or `\ooo`, cut
+/// Appends `text` with its control characters as `\n`, `\r`, `\t` or `\ooo` and its backslashes doubled, cut
 /// at [`TEXT_LEN_MAX`].
 fn push_harmless(to: &mut String, text: &str) {
     for letter in text.chars() {
@@ -317,6 +317,7 @@ fn push_harmless(to: &mut String, text: &str) {
             return;
         }
         match letter {
+            '\\' => to.push_str("\\\\"),
             '\n' => to.push_str("\\n"),
             '\r' => to.push_str("\\r"),
             '\t' => to.push_str("\\t"),
@@ -441,7 +442,7 @@ mod tests {
         );
         assert_eq!(
             text,
-            "a\\r\\nNov 1 x: to=<b>\\000\\033[2J\\302\\233\\342\\200\\256\\t\\177é\\"
+            "a\\r\\nNov 1 x: to=<b>\\000\\033[2J\\302\\233\\342\\200\\256\\t\\177é\\\\"
         );
     }
 
