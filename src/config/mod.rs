@@ -388,9 +388,15 @@ impl Config {
         if retry.max_queue_age < retry.min_queue_age {
             return refuse("max_queue_age", "is shorter than min_queue_age".to_owned());
         }
-        if retry
-            .queue_warn
-            .is_some_and(|warn| warn >= retry.queue_return)
+        let is_typed = |key: &str| {
+            let index = OPTIONS.iter().position(|option| option.key == key);
+            index.is_some_and(|index| matches!(self.origin(index), Origin::CommandLine(_)))
+        };
+        // `-OTimeout.queuereturn=now -q` empties a queue, whatever warnings are set: there is none of what goes back.
+        if !is_typed("timeout.queue_return")
+            && retry
+                .queue_warn
+                .is_some_and(|warn| warn >= retry.queue_return)
         {
             return refuse(
                 "timeout.queue_warn",

@@ -192,6 +192,18 @@ mod tests {
     }
 
     #[test]
+    fn a_queue_is_returned_now_whatever_warnings_the_file_sets() {
+        let given = [name("Timeout.queuereturn=now")];
+        let config = load("timeout.queue_warn = \"4h\"", &given).unwrap();
+        let retry = &config.queue.retry;
+        assert_eq!(retry.queue_return, Duration::from_secs(1));
+        assert_eq!(retry.queue_warn, Some(Duration::from_secs(4 * 3600)));
+        let error = load("", &[name("Timeout.queuewarn=6d")]).unwrap_err();
+        assert!(error.to_string().contains("not shorter"), "{error}");
+        assert!(load("", &[name("Timeout.queuewarn=now")]).is_err());
+    }
+
+    #[test]
     fn daemon_ports_of_the_command_line_replace_those_of_the_file() {
         let config = load(
             "daemon_port_options = [\"Port=25\", \"Port=587\"]",

@@ -178,7 +178,10 @@ impl Access {
                 min,
                 max,
             } => {
-                let value = time(given, *unit)?;
+                // Sendmail's `Timeout.queuereturn=now`.
+                let is_now =
+                    matches!(given, Given::Text(text) if text.trim().eq_ignore_ascii_case("now"));
+                let value = if is_now { *min } else { time(given, *unit)? };
                 if value < *min || value > *max {
                     return Err(out_of_range(
                         &print_time(value),

@@ -86,7 +86,7 @@ pub(super) const QUEUE: &[OptionDef] = &[
             min: SECOND,
             max: Duration::from_secs(60 * 86_400),
         },
-        "Age of a message at which it is returned to its sender.",
+        "Age of a message at which it is returned to its sender; \"now\" is 1s.",
     )
     .named("Timeout.queuereturn")
     .letter('T')
