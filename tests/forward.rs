@@ -236,6 +236,25 @@ fn a_forward_that_is_not_safe_is_passed_over_and_logged_with_its_reason() {
 }
 
 #[test]
+fn directories_of_forwards_are_passed_over_in_silence_if_asked_for() {
+    let site = Site::new("postmaster: bob\n");
+    site.sandbox
+        .configure("dont_blame_sendmail = [\"DontWarnForwardFileInUnsafeDirPath\"]\n");
+    let path = site.write("home/dave/.forward", 0o644, "bob\n");
+    fs::set_permissions(site.path("home/dave"), fs::Permissions::from_mode(0o757)).unwrap();
+    let dave = "dave... deliverable: mailer local, user dave";
+    site.expect("dave", &[dave], 0);
+    let line = format!("forward {}: ", path.display());
+    assert!(!site.log().contains(&line), "{}", site.log());
+    // What is wrong with the file itself is told all the same.
+    fs::set_permissions(site.path("home/dave"), fs::Permissions::from_mode(0o755)).unwrap();
+    site.write("home/dave/.forward", 0o646, "bob\n");
+    site.expect("dave", &[dave], 0);
+    let line = format!("{line}World writable file");
+    assert!(site.log().contains(&line), "{}", site.log());
+}
+
+#[test]
 fn lists_give_their_members_and_say_where_they_are_wrong() {
     let site = Site::new(
         "list: :include:HOME/list1\nlist2: :include:HOME/missing\nlist3: :include:HOME/bad\n\
@@ -282,6 +301,13 @@ fn lists_give_their_members_and_say_where_they_are_wrong() {
     let failed = site.wait_for_line(&id, "to=:include:");
     assert!(failed.contains("dsn=5.2.4, stat="), "{failed}");
     assert!(failed.contains("No such file or directory"), "{failed}");
+    // Alone, the list is named where the alias is meant.
+    let id = site.send(&daemon, "list2");
+    let missing = site.path("home/missing");
+    let missing = missing.display();
+    let text =
+        format!("DSN: :include:{missing}... Cannot open {missing}: No such file or directory");
+    site.wait_for_line(&id, &text);
     daemon.stop();
 }
 

@@ -320,6 +320,48 @@ fn cron_and_php_style_calls_set_name_and_sender() {
 }
 
 #[test]
+fn mail_of_the_null_sender_gets_no_from_field() {
+    let sandbox = Sandbox::new();
+    let fields = |lines: &[String], sender: &str| {
+        let mail = format!("MAIL From:<{sender}>");
+        assert!(
+            lines.iter().any(|line| line.starts_with(&mail)),
+            "{lines:?}"
+        );
+        let content = data(lines);
+        assert!(content.contains(&"Subject: t"), "{content:?}");
+        content
+            .iter()
+            .filter(|line| line.to_ascii_lowercase().starts_with("from:"))
+            .count()
+    };
+    for (sender, count) in [("<>", 0), ("web@x.test", 1)] {
+        let mta = sandbox.mta();
+        let output = sandbox.run(&["-f", sender, "bob"], "Subject: t\n\nx\n");
+        assert_eq!(code(&output), 0, "{}", stdout(&output));
+        let sender = sender.trim_matches(['<', '>']);
+        assert_eq!(fields(&mta.lines(), sender), count, "-f {sender:?}");
+    }
+    for (sender, has_one) in [("", false), ("alice@x.test", true)] {
+        let before = sandbox.drops();
+        let script = format!(
+            "EHLO x\r\nMAIL FROM:<{sender}>\r\nRCPT TO:<bob@x.test>\r\nDATA\r\nSubject: t\r\n\r\nhi\r\n.\r\nQUIT\r\n"
+        );
+        let output = sandbox.run(&["-bs"], &script);
+        assert!(stdout(&output).contains("Message accepted"), "{output:?}");
+        let mut new = sandbox.drops();
+        new.retain(|path| !before.contains(path));
+        let [path] = new.as_slice() else {
+            panic!("one message, not {new:?}");
+        };
+        let bytes = std::fs::read(path).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.contains("\nSubject: t\r\n"), "{text}");
+        assert_eq!(text.contains("\nFrom: "), has_one, "-bs {sender:?}: {text}");
+    }
+}
+
+#[test]
 fn refusals_end_with_the_code_and_report_of_the_error_mode() {
     let sandbox = Sandbox::new();
     let text = "Subject: opt\n\nhello\n";

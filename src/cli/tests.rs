@@ -176,6 +176,7 @@ fn what_is_not_built_is_refused_by_name() {
         ("-bh", "-bh"),
         ("-bH", "-bH"),
         ("-bP", "-bP"),
+        ("-bz", "-bz"),
         ("-D /tmp/x bob", "-D"),
         ("-I", "-I"),
         ("-Mx bob", "-M"),

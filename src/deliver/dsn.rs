@@ -417,6 +417,21 @@ fn result_line(recipient: &ReportedRecipient) -> String {
         "Internal error" | "System file missing" => {
             format!("554 {} {shown}... {text}", outcome.status)
         }
+        // Told of the message, not of the name: there may be many on the way.
+        circle if circle.starts_with("aliasing/forwarding loop broken") => {
+            format!("554 {} {text}", outcome.status)
+        }
+        // The list is named instead of the alias that led to it.
+        list if list.starts_with(":include:") => format!("550 {} {text}", outcome.status),
+        refused if refused.starts_with("Unsafe for mailing") => {
+            let parent = recipient.expanded_from.as_deref().unwrap_or_default();
+            let kind = text.rsplit(' ').next().unwrap_or_default();
+            format!(
+                "550 {} {shown}... Address {} is unsafe for mailing to {kind}",
+                outcome.status,
+                clean(parent)
+            )
+        }
         unknown if unknown.starts_with("unknown mailer error") => {
             format!("554 5.3.0 {text}")
         }
@@ -527,11 +542,12 @@ fn diagnostic(recipient: &ReportedRecipient) -> Option<String> {
         return Some(program.exit_code.to_string());
     }
     match outcome.status {
+        // Of the recipient's own host only; an MX, which a dot ends, is not the sender's to mend.
         Status {
             class: 5,
             subject: 1,
             detail: 2,
-        } => Some("550 Host unknown".to_owned()),
+        } if !outcome.relay.ends_with('.') => Some("550 Host unknown".to_owned()),
         Status {
             class: 5,
             subject: 1,

@@ -596,10 +596,10 @@ impl<'r> Walk<'r> {
         }
         let sender = self.sender.clone();
         if let Wanted::Recipients(of) = self.wanted {
-            if failure.is_some() {
+            if let Some(why) = failure {
                 let (count, first) = &mut self.ends.failures;
                 *count += 1;
-                *first = first.take().or(failure);
+                first.get_or_insert_with(|| format!("{text}... {why}"));
             }
             let new = recipient(of, target, text, controlling_user, sender);
             self.ends.recipients.push(new);

@@ -176,6 +176,76 @@ Last-Attempt-Date: DATE
     assert!(report.contains(fields), "{report}");
 }
 
+/// Transcript 60, part 16: loops and lists are told of without a name before them, and a missing MX is no answer of a
+/// server.
+#[test]
+fn what_failed_before_a_server_was_asked_is_told_in_sendmails_words() {
+    let failed = |shown: &str, status: Status, text: &str| ReportedRecipient {
+        shown: shown.to_owned(),
+        outcome: Outcome::new(Delivery::Failed, status, "local", text),
+        ..refused()
+    };
+    let mut program = failed(
+        "\"|/bin/cat\"",
+        Status::new(5, 7, 1),
+        "Unsafe for mailing to programs",
+    );
+    program.expanded_from = Some("<dave>".to_owned());
+    let host = |relay: &str| {
+        let text = format!("Host unknown (Name server: {relay}: host not found)");
+        let mut host = failed("<u@badmx.test>", Status::new(5, 1, 2), &text);
+        host.outcome.mailer = "esmtp".to_owned();
+        host.outcome.relay = relay.to_owned();
+        host
+    };
+    let recipients = [
+        failed(
+            "<loopa>",
+            Status::new(5, 4, 6),
+            "aliasing/forwarding loop broken (11 aliases deep; 10 max)",
+        ),
+        failed(
+            "<badinc>",
+            Status::new(5, 2, 4),
+            ":include:/nonexist... Cannot open /nonexist: No such file or directory",
+        ),
+        program,
+        host("nohost.test."),
+    ];
+    let envelope = envelope();
+    let report = without_dates(&compose(&facts(&envelope, &recipients, CONTENT)));
+    let text = "\
+   ----- The following addresses had permanent fatal errors -----
+<loopa>
+<badinc>
+\"|/bin/cat\"
+    (expanded from: <dave>)
+<u@badmx.test>
+
+   ----- Transcript of session follows -----
+554 5.4.6 aliasing/forwarding loop broken (11 aliases deep; 10 max)
+550 5.2.4 :include:/nonexist... Cannot open /nonexist: No such file or directory
+550 5.7.1 \"|/bin/cat\"... Address <dave> is unsafe for mailing to programs
+550 5.1.2 <u@badmx.test>... Host unknown (Name server: nohost.test.: host not found)
+
+";
+    assert!(report.contains(text), "{report}");
+    assert!(
+        report.contains("Remote-MTA: DNS; nohost.test\n"),
+        "{report}"
+    );
+    assert!(!report.contains("Diagnostic-Code"), "{report}");
+    // A recipient's own host that is unknown is.
+    let recipients = [host("nonexist.test")];
+    let report = without_dates(&compose(&facts(&envelope, &recipients, CONTENT)));
+    for line in [
+        "    (reason: 550 Host unknown)\n",
+        "Diagnostic-Code: SMTP; 550 Host unknown\n",
+    ] {
+        assert!(report.contains(line), "{report}");
+    }
+}
+
 #[test]
 fn a_refused_recipient_is_reported_in_sendmails_words() {
     let envelope = envelope();
