@@ -363,7 +363,9 @@ fn transcript(out: &mut String, facts: &DsnFacts<'_>) {
                 {
                     line(out, &clean(said));
                 }
-                if let (Some(host), Some(reply)) =
+                if let Some(found) = circle(&recipient.outcome) {
+                    line(out, &clean(&format!("554 5.0.0 {found}")));
+                } else if let (Some(host), Some(reply)) =
                     (relay_host(&recipient.outcome), &recipient.outcome.reply)
                 {
                     if talking_to != host {
@@ -532,9 +534,19 @@ fn program_status(outcome: &Outcome) -> Option<Status> {
     super::exit_code::report_status(outcome.program.as_ref()?.exit_code)
 }
 
+/// What was found wrong with a host's MX records, if mail for it would come back here: no server said it.
+fn circle(outcome: &Outcome) -> Option<&str> {
+    let own = outcome.text == "Local configuration error";
+    let reply = outcome.reply.as_deref().filter(|_| own)?;
+    reply.get(reply.find("MX list for ")?..)
+}
+
 /// The reply that decided, or what stands for one where no server was reached.
 fn diagnostic(recipient: &ReportedRecipient) -> Option<String> {
     let outcome = &recipient.outcome;
+    if circle(outcome).is_some() {
+        return None;
+    }
     if let Some(reply) = &outcome.reply {
         return Some(reply.clone());
     }

@@ -198,7 +198,16 @@ fn what_failed_before_a_server_was_asked_is_told_in_sendmails_words() {
         host.outcome.relay = relay.to_owned();
         host
     };
+    let mut own = failed(
+        "<u@loop.test>",
+        Status::new(5, 3, 5),
+        "Local configuration error",
+    );
+    own.outcome.relay = "loop.test.".to_owned();
+    let found = "MX list for loop.test. points back to gold.example.test";
+    own.outcome.reply = Some(format!("554 5.3.5 {found}"));
     let recipients = [
+        own,
         failed(
             "<loopa>",
             Status::new(5, 4, 6),
@@ -216,6 +225,7 @@ fn what_failed_before_a_server_was_asked_is_told_in_sendmails_words() {
     let report = without_dates(&compose(&facts(&envelope, &recipients, CONTENT)));
     let text = "\
    ----- The following addresses had permanent fatal errors -----
+<u@loop.test>
 <loopa>
 <badinc>
 \"|/bin/cat\"
@@ -223,6 +233,8 @@ fn what_failed_before_a_server_was_asked_is_told_in_sendmails_words() {
 <u@badmx.test>
 
    ----- Transcript of session follows -----
+554 5.0.0 MX list for loop.test. points back to gold.example.test
+554 5.3.5 Local configuration error
 554 5.4.6 aliasing/forwarding loop broken (11 aliases deep; 10 max)
 550 5.2.4 :include:/nonexist... Cannot open /nonexist: No such file or directory
 550 5.7.1 \"|/bin/cat\"... Address <dave> is unsafe for mailing to programs
