@@ -235,6 +235,47 @@ fn a_second_daemon_on_the_same_queue_is_refused_and_the_first_goes_on() {
     assert!(daemon.stop().success());
 }
 
+/// Transcript 60, part 18: the queue is empty after the run.
+#[test]
+fn a_queue_run_without_a_daemon_delivers_the_reports_that_come_of_it() {
+    let sandbox = Sandbox::new();
+    sandbox.start().stop();
+    let aliases = sandbox.path().join("etc/mail/aliases");
+    let text = sandbox.text("etc/mail/aliases") + "fails: \"|exit 69\"\n";
+    std::fs::write(aliases, text).unwrap();
+    assert!(sandbox.run("newaliases", &[], "").status.success());
+    let daemon = sandbox.start_with(&["-O", "DeliveryMode=queueonly"]);
+    let mut client = daemon.client().unwrap();
+    client
+        .send(
+            &format!("{}@localhost", sandbox.user()),
+            &["fails"],
+            "Subject: mine\n\nx",
+        )
+        .unwrap();
+    // Whose report can't be delivered either: the postmaster's, then.
+    client
+        .send("nosuchuser@localhost", &["fails"], "Subject: lost\n\nx")
+        .unwrap();
+    drop(client);
+    assert!(daemon.stop().success());
+    assert_eq!(sandbox.mailbox(), "");
+    let output = sandbox.run("sendmail", &["-q"], "");
+    assert!(output.status.success(), "{output:?}");
+    let mailbox = sandbox.mailbox();
+    for subject in ["Returned mail", "Postmaster notify"] {
+        let line = format!("Subject: {subject}: see transcript for details");
+        assert!(mailbox.contains(&line), "{mailbox}");
+    }
+    assert_eq!(
+        mailbox.matches("From MAILER-DAEMON@").count(),
+        2,
+        "{mailbox}"
+    );
+    let listed = sandbox.mailq();
+    assert!(listed.contains("Total requests: 0"), "{listed}");
+}
+
 #[test]
 fn a_background_daemon_listens_when_its_starter_returns() {
     let sandbox = Sandbox::new();

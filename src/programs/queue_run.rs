@@ -1,7 +1,8 @@
 //! One run of the queue: `sendmail -q`, with `-qI`, `-qR`, `-qS`, `-v`, and `-Ac`.
 //!
 //! The owner of the queue is asked to run it; it never matters to the caller who owns the lock. Without an owner this
-//! process becomes it for the run: it tries every message that is meant once, in the order of the listing, and ends.
+//! process becomes it for the run: it tries every message that is meant once, in the order of the listing, then the
+//! reports that came of it, and ends.
 //! Blocks: with `-v`, or without an owner, until the run has ended.
 //!
 //! Source: sendmail(8); transcripts 10 and 20 of 8.17.1.
@@ -30,6 +31,9 @@ use crate::route::RouteError;
 use crate::spool::Spool;
 use crate::spool::drop_file::DropError;
 use crate::status::ExitCode;
+
+/// How often reports are looked for after a run: those of its messages, and those of reports that failed.
+const REPORT_ROUNDS_MAX: usize = 2;
 
 /// What a run shows on standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,8 +185,19 @@ fn run_as_owner(
             ids: selected(&spool, selection, system.clock.unix_ms()),
             kind: selection.kind,
         };
+        let mut known: HashSet<MessageId> = spool.ids().into_iter().collect();
         let ran = run.try_all(shown).await;
         owned.queue.finished().await;
+        // Nobody else puts messages into a queue that this process owns.
+        for _ in 0..REPORT_ROUNDS_MAX {
+            let mut reports: HashSet<MessageId> = spool.ids().into_iter().collect();
+            reports.retain(|id| known.insert(*id));
+            if reports.is_empty() {
+                break;
+            }
+            owned.queue.run_now(|id| reports.contains(&id));
+            owned.queue.finished().await;
+        }
         (ran, owned.stop().await)
     });
     drop(runtime);
