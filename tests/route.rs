@@ -651,6 +651,17 @@ fn strangers_reach_this_host_alone() {
             recipient_answer(&router, "nosuch@gold", stranger),
             "550 5.1.1 <nosuch@gold>... User unknown"
         );
+        for (address, kind) in [("/etc/passwd", "files"), ("\"|/bin/cat\"", "programs")] {
+            assert_eq!(
+                recipient_answer(&router, address, stranger),
+                format!("550 5.7.1 <{address}>... Cannot mail directly to {kind}")
+            );
+        }
+        // With a domain it is a name like any other.
+        assert_eq!(
+            recipient_answer(&router, "/etc/passwd@gold", stranger),
+            "550 5.1.1 </etc/passwd@gold>... User unknown"
+        );
     }
 }
 

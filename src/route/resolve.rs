@@ -34,13 +34,24 @@ const TROUBLE: Status = Status::new(4, 3, 0);
 /// 4.3.5, system incorrectly configured: what an operator has to change.
 const NO_ROOT: Status = Status::new(4, 3, 5);
 /// 5.7.1, delivery not authorized.
-const NOT_AUTHORIZED: Status = Status::new(5, 7, 1);
+pub(super) const NOT_AUTHORIZED: Status = Status::new(5, 7, 1);
 /// 5.4.6, routing loop detected.
 pub(super) const LOOP: Status = Status::new(5, 4, 6);
 /// What log and reports say of a loop.
 pub(super) const LOOP_TEXT: &str = "aliasing/forwarding loop broken";
 /// Sendmail's text for a recipient that does not exist.
 pub(super) const UNKNOWN_TEXT: &str = "User unknown";
+
+/// Why nobody may name this as a recipient, if so: only aliases, lists and `.forward`s lead there.
+pub(super) fn not_directly(target: &Target) -> Option<String> {
+    let kind = match target {
+        Target::Program(_) => "programs",
+        Target::File(_) => "files",
+        Target::Include(_) => ":include:s",
+        _ => return None,
+    };
+    Some(format!("Cannot mail directly to {kind}"))
+}
 
 /// Where an address points to.
 pub(super) enum Place {
@@ -75,17 +86,9 @@ impl Router {
             return Ok(self.relayed(to, address));
         }
         if recipient.parent.is_none() {
-            let direct = match &target {
-                Target::Program(_) => Some("programs"),
-                Target::File(_) => Some("files"),
-                Target::Include(_) => Some(":include:s"),
-                _ => None,
-            };
-            if let Some(kind) = direct {
-                return Ok(Route::Failed {
-                    status: NOT_AUTHORIZED,
-                    text: format!("Cannot mail directly to {kind}"),
-                });
+            if let Some(text) = not_directly(&target) {
+                let status = NOT_AUTHORIZED;
+                return Ok(Route::Failed { status, text });
             }
             if let Target::Address(address) = &target {
                 match self.placed(address)? {

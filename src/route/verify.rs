@@ -8,7 +8,7 @@
 
 use super::access_entry::Denial;
 use super::expand::{End, Ends, LIST_PROBLEM, Wanted};
-use super::resolve::{LOOP, Place, UNKNOWN_TEXT};
+use super::resolve::{LOOP, NOT_AUTHORIZED, Place, UNKNOWN_TEXT, not_directly};
 use super::tables::Placed;
 use super::target::{Target, quote_local, split};
 use super::{Hop, Route, RouteError, Router, Taken, Verified};
@@ -438,7 +438,10 @@ impl Router {
         };
         Ok(match route {
             Some(Route::Failed { .. }) | None => {
-                Some(Denial::new(550, Status::NO_USER, UNKNOWN_TEXT))
+                Some(match not_directly(&Target::parse(&address.to_string())) {
+                    Some(text) => Denial::new(550, NOT_AUTHORIZED, text),
+                    None => Denial::new(550, Status::NO_USER, UNKNOWN_TEXT),
+                })
             }
             Some(_) => None,
         })
