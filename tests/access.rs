@@ -521,6 +521,9 @@ fn recipients_are_answered_as_by_sendmail() {
     ] {
         assert_eq!(answer(address), expected);
     }
+    // More layers than are taken off.
+    let layers = format!("u%plain.test{}", "%relayed.test".repeat(11));
+    assert!(answer(&format!("{layers}@relayed.test")).starts_with("550 5.7.1"));
     server.expect_log(
         "ruleset=check_rcpt, arg1=<bob@gold.example.test>, relay=client50.test [127.0.0.50], \
          reject=450 4.2.1 <bob@gold.example.test>... bob is busy",
@@ -888,6 +891,10 @@ fn dots_stand_for_what_is_below_where_they_are_asked_for() {
         assert!(server.sender("u@a.dotted.test").starts_with(below));
         assert!(server.sender("u@a.b.dotted.test").starts_with(below));
         assert!(server.sender("u@dotted.test").starts_with(itself));
+        // However many names stand before it, none of which the name server knows.
+        let deep = format!("u@{}reject.test", "a.".repeat(70));
+        let answer = server.sender(&deep);
+        assert!(answer.starts_with("550 5.7.1"), "{answer}");
         // A literal's networks are asked for in either case.
         assert!(server.sender("u@[10.1.2.3]").starts_with("550 5.7.1"));
         assert!(server.sender("u@[10.2.2.3]").starts_with("250"));

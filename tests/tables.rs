@@ -375,6 +375,11 @@ fn neighbours_of_the_transcript_are_answered_alike() {
             "unknown@only2.test",
             "550 5.7.1 <unknown@only2.test>... Relaying denied",
         ),
+        // Not so what it is to pass on.
+        (
+            "u%plain.test@only.test",
+            "550 5.7.1 <u%plain.test@only.test>... Relaying denied",
+        ),
         ("bob@here.relayed.test", "ok"),
         (
             "nosuch@here.relayed.test",

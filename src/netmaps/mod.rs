@@ -7,7 +7,7 @@
 //! [`NetOptions::loopback_only`], as in a sandbox, nobody but this host is contacted.
 //!
 //! Blocks: the asking thread, for the time limit at most; never call it on a runtime's own thread.
-//! Limits: [`LOOKUPS_MAX`], [`TIME_LIMIT`]. Source: sendmail's op.me 5.12, MAPS.md section 9.
+//! Limits: [`LOOKUPS_MAX`], [`TIME_LIMIT`]. Source: sendmail's op.me 5.12, MAPS 9.
 
 #![deny(clippy::indexing_slicing)]
 

@@ -6,7 +6,7 @@
 //! here say when it is to. Lookup trouble is 451 and never consent (I9).
 //!
 //! Blocks: as maps and the user database do. Limits: as [`access_entry`](super::access_entry).
-//! Source: MAPS.md section 11, cf/README "ANTI-SPAM CONFIGURATION CONTROL", RFC 5321 3.6.
+//! Source: MAPS 11, cf/README "ANTI-SPAM CONFIGURATION CONTROL", RFC 5321 3.6.
 
 #![deny(clippy::indexing_slicing)]
 
@@ -160,16 +160,16 @@ impl Router {
         sender: &ReversePath,
         client: &Client,
     ) -> Result<RecipientCheck, Denial> {
-        let address = &self
-            .canonical(address)
-            .map_err(|error| self.access_trouble(&error))?;
         // What tables refuse comes first, as in Sendmail, which parses an address before it checks it.
         let placed = match self.placed(address) {
             Ok(Placed::To(placed)) => placed,
             Ok(Placed::Refused(refusal)) => return Err(refusal.into_denial()),
             Err(error) => return Err(self.access_trouble(&error)),
         };
-        let place = self.unfolded(address)?;
+        let address = &self
+            .canonical(address)
+            .map_err(|error| self.access_trouble(&error))?;
+        let place = self.unfolded(address, client)?;
         let disposition = match self.recipient_entry(&place, address)? {
             Some(Entry::Reject) => {
                 let text = "Mailbox disabled for this recipient";
@@ -190,12 +190,8 @@ impl Router {
             disposition,
             unless_mx: None,
         };
-        // The domain itself decides on relaying, and then the tables on who it is.
-        let is_ours = matches!(&place, Place::Here(_))
-            || address
-                .domain()
-                .is_some_and(|domain| self.is_virtual(&domain.folded()));
-        if let (Place::Elsewhere(remote), false) = (&place, is_ours) {
+        // The domain itself decides on relaying (virtual ones are relayed to), and then the tables on who it is.
+        if let Place::Elsewhere(remote) = &place {
             check.unless_mx = self.check_relaying(remote, sender, client)?;
         }
         let Place::Here(local) = placed else {
@@ -350,12 +346,12 @@ impl Router {
     }
 
     /// Where a recipient belongs, `user%host@domain` of domains that are relayed to taken apart: else anybody could
-    /// reach anybody through a domain that we relay to.
-    fn unfolded(&self, address: &Address) -> Result<Place, Denial> {
+    /// reach anybody through a domain that we relay to. One of more than [`UNFOLDINGS_MAX`] layers is not relayed.
+    fn unfolded(&self, address: &Address, client: &Client) -> Result<Place, Denial> {
         let mut place = self.place(address);
         for _ in 0..UNFOLDINGS_MAX {
             let Place::Elsewhere(remote) = &place else {
-                break;
+                return Ok(place);
             };
             let local = remote.local();
             let inner = match (local.rsplit_once('%'), local.split_once('!')) {
@@ -367,10 +363,10 @@ impl Router {
             };
             match inner {
                 Some(inner) if self.is_relayed_to(remote)? => place = self.place(&inner),
-                _ => break,
+                _ => return Ok(place),
             }
         }
-        Ok(place)
+        Err(self.relaying_denied(client))
     }
 
     fn recipient_entry(&self, place: &Place, address: &Address) -> Result<Option<Entry>, Denial> {
@@ -445,12 +441,12 @@ impl Router {
         let relay = &self.options.relay;
         // Virtual domains belong to class R, as in Sendmail.
         let is_in_class = if relay.hosts_only {
-            self.relay_domains.contains(folded) || self.virtual_domains.contains(folded)
+            self.relay_domains.contains(folded)
         } else {
             self.relay_domains.contains_domain(folded)
                 || self.virtual_domains.contains_domain(folded)
         };
-        if is_in_class {
+        if is_in_class || self.is_virtual(folded) {
             return true;
         }
         let own = self
@@ -539,7 +535,8 @@ impl Router {
         Ok(value.map(|value| Entry::parse(&value, has_skip)))
     }
 
-    /// The value of the first key that has one, each tried with the tag and then, if that is optional, bare.
+    /// The value of the first key that has one, each tried with the tag and then, if that is optional, bare. More than
+    /// [`KEYS_MAX`] keys are trouble: the last ones are those of whole domains, which must not be passed over.
     pub(super) fn value(
         &self,
         tag: Tag,
@@ -549,7 +546,10 @@ impl Router {
             return Ok(None);
         };
         let trouble = |error: RouteError| self.access_trouble(&error);
-        for key in keys.into_iter().take(KEYS_MAX) {
+        for (number, key) in keys.into_iter().enumerate() {
+            if number == KEYS_MAX {
+                return Err(Denial::trouble());
+            }
             let tagged = format!("{}{key}", tag.text);
             if let Some(value) = table.get(&tagged).map_err(trouble)? {
                 return Ok(Some(value));

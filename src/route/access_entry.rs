@@ -2,7 +2,7 @@
 //!
 //! Pure text, no lookups. A value that is no known word is the text of a refusal with 553, as in Sendmail; its words
 //! are never ignored. Limits: [`KEYS_MAX`] keys for one question.
-//! Source: cf/README "access_db", MAPS.md section 11.
+//! Source: cf/README "access_db", MAPS 11.
 
 #![deny(clippy::indexing_slicing)]
 
@@ -13,7 +13,7 @@ use crate::address::{Address, Domain};
 use crate::status::{Reply, Status};
 
 /// Most keys looked up for one question: labels of a domain, pieces of an address.
-pub(super) const KEYS_MAX: usize = 128;
+pub(super) const KEYS_MAX: usize = 512;
 
 /// What is done with a message that is taken.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

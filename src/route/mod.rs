@@ -9,7 +9,7 @@
 //! Touches: the class files and maps named in [`RouteOptions`](crate::config::RouteOptions), and the user database;
 //! never the spool, the network or a mailer. Blocks where a method says so.
 //!
-//! Sources: sendmail(8), aliases(5), MAPS.md section 11 for the keys that are tried, RFC 5321 3.4 and 4.5.1.
+//! Sources: sendmail(8), aliases(5), MAPS 11 for the keys that are tried, RFC 5321 3.4 and 4.5.1.
 
 mod access;
 mod access_entry;
@@ -442,14 +442,14 @@ impl Router {
     /// Whether looking a recipient up may wait for another host or program: the user database and some maps do.
     #[must_use]
     pub fn recipient_waits(&self, address: &Address) -> bool {
-        let tables = [&self.tables.virtual_users, &self.tables.domains];
-        // A mailertable may name users of this host.
+        // A mailertable and a domaintable may name users of this host.
         self.is_local(address)
             || self.tables.mailers.is_some()
+            || self.tables.domains.is_some()
             || address
                 .domain()
                 .is_some_and(|domain| self.is_virtual(&domain.folded()))
-            || tables.into_iter().flatten().any(Table::waits)
+            || self.tables.virtual_users.as_ref().is_some_and(Table::waits)
     }
 
     fn is_own_domain(&self, domain: &Domain) -> bool {

@@ -5,7 +5,7 @@
 //! maps domains of other hosts to a mailer and its hosts, also to `local`, whose users and aliases are then looked up.
 //! Both may answer with an error.
 //! Guarantees: a lookup that did not work is trouble of ours, never "no such user" (I9). Blocks: as the maps do.
-//! Limits: [`VIRTUAL_STEPS_MAX`]. Sources: cf/README of Sendmail, MAPS.md section 11, transcript 51.
+//! Limits: [`VIRTUAL_STEPS_MAX`]. Sources: cf/README of Sendmail, MAPS 11, transcript 51.
 
 #![deny(clippy::indexing_slicing)]
 

@@ -2,7 +2,7 @@
 //!
 //! [`split`] cuts a value at its commas, [`Target::parse`] tells the kinds apart. Text comes from operators and users,
 //! so anything that is no target is a value too ([`Target::Invalid`]), never a panic. Pure; never blocks.
-//! Limits: [`TARGETS_MAX`] in one value. Source: aliases(5), MAPS.md section 11.
+//! Limits: [`TARGETS_MAX`] in one value. Source: aliases(5), MAPS 11.
 
 #![deny(clippy::indexing_slicing)]
 

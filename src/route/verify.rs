@@ -118,22 +118,25 @@ impl Router {
                 .unwrap_or_else(|| (LOOP, UNKNOWN_TEXT.to_owned()));
             return Err(Reply::new(554, status, text));
         }
-        Ok(good.iter().map(|end| self.end_shown(&end.target)).collect())
+        good.iter()
+            .map(|end| self.end_shown(&end.target))
+            .collect::<Result<_, _>>()
+            .map_err(|error| self.lookup_trouble(&error))
     }
 
-    fn end_shown(&self, end: &Target) -> String {
-        match end {
+    fn end_shown(&self, end: &Target) -> Result<String, RouteError> {
+        Ok(match end {
             Target::Address(address) => match self.place(address) {
-                Place::Here(local) => match self.address_away(&local, address) {
-                    Ok(Some(away)) => format!("<{away}>"),
-                    _ => format!("<{}@{}>", quote_local(&local), self.host_name),
+                Place::Here(local) => match self.address_away(&local, address)? {
+                    Some(away) => format!("<{away}>"),
+                    None => format!("<{}@{}>", quote_local(&local), self.host_name),
                 },
                 Place::Elsewhere(address) => format!("<{address}>"),
             },
             Target::Mailbox(user) => format!("<{}@{}>", quote_local(user), self.host_name),
             Target::Program(command) => format!("<\"|{command}\">"),
             other => format!("<{}>", other.to_text()),
-        }
+        })
     }
 
     /// The lines that `sendmail -bv` prints for one argument, and what it ends with. With `is_verbose` the aliases
