@@ -4,8 +4,9 @@
 //! pages as well as for memory; filling it takes a fault for each of them. So a region of more than [`HEAP_BYTES_MAX`] is
 //! an anonymous mapping, and its part beyond [`SMALL_PAGES_BYTES`] is advised to have huge pages; a small one is a `Vec`.
 //!
-//! A mapping is made larger than asked for, which costs addresses and no memory: what was never touched does not
-//! exist. Where the system refuses one, the bytes are on the heap. All bytes are 0 until they are set. Never blocks.
+//! One that grows takes a mapping larger than it needs, which costs addresses and no memory: what was never touched
+//! does not exist. One of a known size asks for just that, which the system refuses if it can never have as much. Where
+//! a mapping is refused, the bytes are on the heap. All bytes are 0 until they are set. Never blocks.
 
 #![deny(clippy::indexing_slicing)]
 
@@ -34,6 +35,15 @@ enum Memory {
     Mapped(MmapMut),
 }
 
+/// What a mapping promises of its pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    /// All of them are wanted: it is refused if the system cannot have so many.
+    Reserved,
+    /// More than will be touched.
+    Unreserved,
+}
+
 impl Region {
     /// An empty region.
     pub(crate) fn new() -> Self {
@@ -45,7 +55,7 @@ impl Region {
 
     /// An empty region that is likely to grow to about `bytes`.
     pub(crate) fn with_capacity(bytes: usize) -> Self {
-        let memory = match Memory::mapped(bytes, huge_from(bytes)) {
+        let memory = match Memory::mapped(bytes, huge_from(bytes), Pages::Reserved) {
             Some(mapped) => mapped,
             None => Memory::Heap(Vec::with_capacity(bytes.min(HEAP_BYTES_MAX))),
         };
@@ -54,7 +64,7 @@ impl Region {
 
     /// A region of so many bytes, all 0.
     pub(crate) fn zeroed(bytes: usize) -> Self {
-        let memory = Memory::mapped(bytes, huge_from(bytes));
+        let memory = Memory::mapped(bytes, huge_from(bytes), Pages::Reserved);
         Self {
             memory: memory.unwrap_or_else(|| Memory::Heap(vec![0; bytes])),
             len: bytes,
@@ -63,7 +73,7 @@ impl Region {
 
     /// As [`Region::zeroed`]; `None` if there is no memory for it.
     pub(crate) fn try_zeroed(bytes: usize) -> Option<Self> {
-        if let Some(memory) = Memory::mapped(bytes, huge_from(bytes)) {
+        if let Some(memory) = Memory::mapped(bytes, huge_from(bytes), Pages::Reserved) {
             return Some(Self { memory, len: bytes });
         }
         let mut heap = Vec::new();
@@ -114,8 +124,8 @@ impl Region {
     #[cold]
     fn grow(&mut self, end: usize) {
         let wanted = end.max(self.len.saturating_mul(GROWTH)).max(MAPPED_MIN);
-        let mapped = Memory::mapped(wanted, SMALL_PAGES_BYTES)
-            .or_else(|| Memory::mapped(end.saturating_mul(2), SMALL_PAGES_BYTES));
+        let growing = |bytes| Memory::mapped(bytes, SMALL_PAGES_BYTES, Pages::Unreserved);
+        let mapped = growing(wanted).or_else(|| growing(end.saturating_mul(2)));
         let mut memory = match mapped {
             Some(mapped) => mapped,
             None if matches!(self.memory, Memory::Heap(_)) => return,
@@ -143,15 +153,16 @@ fn huge_from(bytes: usize) -> usize {
 
 impl Memory {
     /// A mapping of so many bytes with huge pages from `huge_from` on; `None` if that is few, or it cannot be had.
-    fn mapped(bytes: usize, huge_from: usize) -> Option<Self> {
+    fn mapped(bytes: usize, huge_from: usize, pages: Pages) -> Option<Self> {
         if bytes <= HEAP_BYTES_MAX {
             return None;
         }
-        let map = MmapOptions::new()
-            .len(bytes)
-            .no_reserve_swap()
-            .map_anon()
-            .ok()?;
+        let mut options = MmapOptions::new();
+        options.len(bytes);
+        if pages == Pages::Unreserved {
+            options.no_reserve_swap();
+        }
+        let map = options.map_anon().ok()?;
         if huge_from < bytes {
             // Without huge pages all is the same, but slower.
             let _ = map.advise_range(Advice::HugePage, huge_from, bytes - huge_from);
@@ -228,6 +239,19 @@ mod tests {
             assert!(region.extend(900).iter().all(|&byte| byte == 0));
             assert_eq!(region.len(), 910);
         }
+    }
+
+    /// Every mapping was once made without a reservation: a sparse file of terabytes then got its region, and filling it
+    /// ended the process.
+    #[test]
+    fn more_than_the_machine_has_is_refused() {
+        let policy = std::fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap();
+        if policy.trim() == "1" {
+            println!("SKIPPED: this system is set to refuse no memory");
+            return;
+        }
+        assert!(Region::try_zeroed(1 << 46).is_none());
+        assert!(Region::try_zeroed(HEAP_BYTES_MAX + 64).is_some());
     }
 
     #[test]
