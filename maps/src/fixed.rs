@@ -34,7 +34,7 @@ use crate::snapshot::{
 use crate::{MapError, PairVisitor};
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -77,16 +77,6 @@ impl FixedTable {
 /// Whether a file begins as constant files do.
 pub(crate) fn is_fixed(head: &[u8]) -> bool {
     head.starts_with(&MAGIC)
-}
-
-/// Reads the `len` bytes that are left of a file into memory; `None`: there are fewer.
-pub(crate) fn read_region(mut file: &File, len: usize) -> io::Result<Option<Region>> {
-    let mut memory = Region::zeroed(len);
-    match file.read_exact(&mut memory) {
-        Ok(()) => Ok(Some(memory)),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// Verifies a file's bytes.

@@ -11,7 +11,7 @@
 
 use crate::direct::MapFile;
 use crate::file_access::FileAccess;
-use crate::fixed;
+use crate::fixed::load_fixed;
 use crate::lock::{self, Mode};
 use crate::patience::Patience;
 use crate::redb_file::load_redb;
@@ -125,21 +125,10 @@ pub fn load(kind: MapKind, path: &Path, options: &LoadOptions) -> Result<Snapsho
         let (columns, folds_keys) = (&options.columns, options.folds_text_keys);
         return text::load(path, &bytes, columns, folds_keys, stamp);
     }
-    if kind == MapKind::Fixed {
-        let mut read = |file: &File, len| fixed::read_region(file, len);
-        let (bytes, stamp) = read_by(path, &access, Emptiness::BeingCreated, &mut read)?;
-        if fixed::is_fixed(&bytes) {
-            return fixed::load_fixed(path, bytes, stamp);
-        }
-    }
     let (bytes, stamp) = read_locked(path, &access, Emptiness::BeingCreated)?;
     match MapKind::of_content(&bytes, bytes.len() as u64) {
         Some(MapKind::Redb) => return load_redb(path, &bytes, stamp),
-        // Told by its content alone: it is read again as its kind is.
-        Some(MapKind::Fixed) if kind != MapKind::Fixed => {
-            drop(bytes);
-            return load(MapKind::Fixed, path, options);
-        }
+        Some(MapKind::Fixed) => return load_fixed(path, bytes, stamp),
         _ => {}
     }
     // By the content, not by the class: a btree file named by a hash map is read all the same.
@@ -302,16 +291,32 @@ pub(crate) fn read_locked(
     access: &Access,
     empty: Emptiness,
 ) -> Result<(Region, Stamp), MapError> {
-    read_by(path, access, empty, &mut |file, len| {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::OutOfMemory => MapError::unsupported(path, "not enough memory for the file"),
+        _ => MapError::open(path, &error),
+    };
+    for _ in 0..ATTEMPTS_MAX {
+        let (file, before) = open_locked(path, access, empty)?;
+        if before.size_bytes > FILE_BYTES_MAX {
+            return Err(MapError::unsupported(path, "the file is larger than 8 GiB"));
+        }
+        let len = usize::try_from(before.size_bytes).unwrap_or(usize::MAX);
         // One byte more, to see the file grow.
         let bytes = Region::try_zeroed(len.saturating_add(1));
-        let mut bytes = bytes.ok_or(io::ErrorKind::OutOfMemory)?;
-        if read_into(file, &mut bytes)? != len {
-            return Ok(None);
+        let mut bytes = bytes.ok_or_else(|| failed(io::ErrorKind::OutOfMemory.into()))?;
+        let is_whole = read_into(&file, &mut bytes).map_err(failed)? == len;
+        let after = file.metadata().map_err(failed)?;
+        // An unlink or chmod in between moves ctime only; the bytes are then still one state, but a rename over the
+        // file cannot be told from a write by ctime alone, so read again.
+        if is_whole && Stamp::of(&after) == before {
+            bytes.truncate(len);
+            return Ok((bytes, before));
         }
-        bytes.truncate(len);
-        Ok(Some(bytes))
-    })
+    }
+    Err(MapError::locked(
+        path,
+        "the file changes whenever it is read",
+    ))
 }
 
 /// Reads until the buffer is full or the file ends; answers the number of bytes.
@@ -328,40 +333,6 @@ fn read_into(mut file: &File, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(len)
-}
-
-/// What `read` makes of a file's bytes in one consistent state, and the stamp of that state. `read` is given the file
-/// and its length, and answers `None` if it has another.
-fn read_by<B>(
-    path: &Path,
-    access: &Access,
-    empty: Emptiness,
-    read: &mut dyn FnMut(&File, usize) -> io::Result<Option<B>>,
-) -> Result<(B, Stamp), MapError> {
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::OutOfMemory => MapError::unsupported(path, "not enough memory for the file"),
-        _ => MapError::open(path, &error),
-    };
-    for _ in 0..ATTEMPTS_MAX {
-        let (file, before) = open_locked(path, access, empty)?;
-        if before.size_bytes > FILE_BYTES_MAX {
-            return Err(MapError::unsupported(path, "the file is larger than 8 GiB"));
-        }
-        let len = usize::try_from(before.size_bytes).unwrap_or(usize::MAX);
-        let bytes = read(&file, len).map_err(failed)?;
-        let after = file.metadata().map_err(failed)?;
-        // An unlink or chmod in between moves ctime only; the bytes are then still one state, but a rename over the
-        // file cannot be told from a write by ctime alone, so read again.
-        if let Some(bytes) = bytes
-            && Stamp::of(&after) == before
-        {
-            return Ok((bytes, before));
-        }
-    }
-    Err(MapError::locked(
-        path,
-        "the file changes whenever it is read",
-    ))
 }
 
 #[cfg(test)]
