@@ -99,6 +99,8 @@ impl SqliteMap {
                 });
             }
         };
+        // SQLite opens the file itself; in directories that only their owners write, the name leads to the same one.
+        self.safety.check(&self.path, &meta)?;
         let file = (meta.dev(), meta.ino());
         {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,8 +109,6 @@ impl SqliteMap {
                 return Ok(Some(open));
             }
         }
-        // SQLite opens the file itself; in directories that only their owners write, the name leads to the same one.
-        self.safety.check(&self.path, &meta)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connect = || {
             let connection = Connection::open_with_flags(&self.path, flags)?;
@@ -213,9 +213,21 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o664);
         std::fs::set_permissions(&path, mode).unwrap();
         assert_eq!(open(&text).find(b"a").unwrap(), None);
-        let strict = SqliteMap::new(&Definition::parse(&text).unwrap(), Safety::default());
-        let error = strict.unwrap().find(b"a").unwrap_err();
-        assert_eq!(error.detail(), "Group writable file");
+        // The test's own directory lies in one that is sticky and world-writable.
+        let mut safety = Safety::default();
+        assert!(safety.lift("TrustStickyBit"));
+        let strict = SqliteMap::new(&Definition::parse(&text).unwrap(), safety).unwrap();
+        let refused = || strict.find(b"a").unwrap_err().detail().to_owned();
+        assert_eq!(refused(), "Group writable file");
+        // A connection that was kept answered on after the file had been opened to others.
+        let set_mode = |mode| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(&path, mode).unwrap();
+        };
+        set_mode(0o644);
+        assert_eq!(strict.find(b"a").unwrap(), None);
+        set_mode(0o664);
+        assert_eq!(refused(), "Group writable file");
     }
 
     #[test]
