@@ -250,6 +250,44 @@ fn links_lead_to_nobody_elses_files() {
     running.stop();
 }
 
+/// The part's refusal, which names the directory, once could not be sent, and each such message took a connection with it.
+#[test]
+fn a_link_to_a_name_that_is_no_text_costs_nobody_elses_mail() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    if !can_run() {
+        return;
+    }
+    let place = Place::new();
+    let folder = place.path("home/bob").join(OsStr::from_bytes(b"d\xff"));
+    fs::create_dir(&folder).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o775)).unwrap();
+    fs::write(folder.join("f"), "eve\n").unwrap();
+    for path in [&folder, &folder.join("f")] {
+        chown(path, Some(BOB), Some(BOB)).unwrap();
+    }
+    let target = Path::new(PLACE)
+        .join("home/bob")
+        .join(OsStr::from_bytes(b"d\xff/f"));
+    symlink(target, place.path("home/bob/.forward")).unwrap();
+    let running = start(&place);
+    for number in 0..3 {
+        let text = format!("for both {number}");
+        running.send(&["bob", "eve"], &text);
+        for user in ["bob", "eve"] {
+            wait_for(&text, || {
+                place
+                    .text(&format!("mail/{user}"))
+                    .contains(&text)
+                    .then_some(())
+            });
+        }
+    }
+    let part = i32::try_from(running.part.id()).unwrap();
+    assert_eq!(status_line(part, "Threads:"), ["33"]);
+    running.stop();
+}
+
 #[test]
 fn either_half_killed_ends_the_other_and_nothing_is_lost() {
     use nix::sys::signal::{Signal, kill};

@@ -7,6 +7,7 @@
 //! A user whose files hang (a home on a server that is gone) holds up nobody else: at most [`USER_REQUESTS_MAX`] requests
 //! wait for the files of one user, none longer than the time limit, and once one has waited so long, no more are made until
 //! it is answered. An answer that comes too late is undone: a lock is given back, a program killed before its input ends.
+//! A connection that has ended or failed is not used again.
 //! Blocks: until the part has answered, or the time limit; call it on the blocking pool. Limits: those of [`wire`],
 //! [`CONNECTIONS_MAX`], [`CONNECTIONS_RESERVED`], [`USER_REQUESTS_MAX`], [`WAITERS_MAX`].
 
@@ -71,6 +72,8 @@ struct Connections {
 #[derive(Debug)]
 struct State {
     idle: Vec<OwnedFd>,
+    /// Connections that have not failed, in use or not.
+    alive: usize,
     users: HashMap<Whose, UnderWay>,
     late: usize,
     waiting: usize,
@@ -109,6 +112,7 @@ impl Part {
         Self {
             connections: Arc::new(Connections {
                 state: Mutex::new(State {
+                    alive: sockets.len(),
                     idle: sockets,
                     users: HashMap::new(),
                     late: 0,
@@ -142,11 +146,7 @@ impl Part {
         };
         // Before it is asked: without it there is no undoing.
         let kept = kept.map(|file| file.try_clone_to_owned()).transpose()?;
-        let taken = Connections::take(&self.connections, request, &deadline)?;
-        if let Err(error) = wire::send(&taken.socket, request, files) {
-            taken.give_back();
-            return Err(error.into());
-        }
+        let taken = Connections::send(&self.connections, request, files, &deadline)?;
         // Without knowing, it may yet be answered.
         if !is_answered(&taken.socket, &deadline).unwrap_or(false) {
             taken.settle_late(request.clone(), kept);
@@ -155,12 +155,22 @@ impl Part {
                 "no answer from the privileged part within {limit} s"
             )));
         }
-        let answer = wire::receive(&taken.socket);
-        taken.give_back();
-        match answer? {
-            Some((Reply::Refused(problem), _)) => Err(problem),
-            Some(answer) => Ok(answer),
-            None => Err(Problem::Words("the privileged part has ended".to_owned())),
+        match wire::receive(&taken.socket) {
+            Ok(Some(answer)) => {
+                taken.give_back();
+                match answer {
+                    (Reply::Refused(problem), _) => Err(problem),
+                    answer => Ok(answer),
+                }
+            }
+            Ok(None) => {
+                taken.give_up();
+                Err(ended())
+            }
+            Err(error) => {
+                taken.give_up();
+                Err(error.into())
+            }
         }
     }
 
@@ -356,6 +366,27 @@ impl Connections {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sends a request over a connection that works.
+    fn send(
+        this: &Arc<Self>,
+        request: &Request,
+        files: &[BorrowedFd<'_>],
+        deadline: &Deadline<'_>,
+    ) -> Result<Taken, Problem> {
+        loop {
+            let taken = Self::take(this, request, deadline)?;
+            match wire::send(&taken.socket, request, files) {
+                Ok(()) => return Ok(taken),
+                // It was not asked: another connection may do. There is one less each time.
+                Err(error) if wire::is_end(&error) => taken.give_up(),
+                Err(error) => {
+                    taken.give_back();
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+
     /// Takes a connection for a request, when there is one and not too much is under way for the same user.
     fn take(
         this: &Arc<Self>,
@@ -375,6 +406,10 @@ impl Connections {
                 let text = format!("the files of {whose} do not answer");
                 return Err(Problem::Words(text));
             }
+            if state.alive == 0 {
+                return Err(ended());
+            }
+            let reserved = reserved.min(state.alive - 1);
             let is_users_turn = under_way.is_none_or(|of_user| of_user.asked < USER_REQUESTS_MAX);
             if is_users_turn
                 && state.idle.len() > reserved
@@ -404,13 +439,15 @@ impl Connections {
             whose,
         })
     }
-}
 
-impl Taken {
-    fn give_back(self) {
-        let mut state = self.connections.lock();
-        state.idle.push(self.socket);
-        if let Some(whose) = self.whose
+    /// Ends the use of a connection; `None` if it is of no more use.
+    fn release(&self, socket: Option<OwnedFd>, whose: Option<Whose>) {
+        let mut state = self.lock();
+        match socket {
+            Some(socket) => state.idle.push(socket),
+            None => state.alive -= 1,
+        }
+        if let Some(whose) = whose
             && let Some(of_user) = state.users.get_mut(&whose)
         {
             of_user.asked -= 1;
@@ -421,8 +458,24 @@ impl Taken {
         let is_waited_for = state.waiting > 0;
         drop(state);
         if is_waited_for {
-            self.connections.freed.notify_all();
+            self.freed.notify_all();
         }
+    }
+}
+
+impl Taken {
+    fn give_back(self) {
+        let Self {
+            connections,
+            socket,
+            whose,
+        } = self;
+        connections.release(Some(socket), whose);
+    }
+
+    /// Closes a connection that has ended or failed.
+    fn give_up(self) {
+        self.connections.release(None, self.whose);
     }
 
     /// Waits for an answer that nobody wants any more, undoes it, and only then gives the connection back.
@@ -432,6 +485,7 @@ impl Taken {
         self.connections.freed.notify_all();
         let settle = move || {
             let answer = wire::receive::<Reply>(&self.socket);
+            let mut is_usable = matches!(answer, Ok(Some(_)));
             let undone = match (request, answer) {
                 (Request::Lock { user }, Ok(Some((Reply::Done, _)))) => {
                     Some(Request::Unlock { user })
@@ -445,11 +499,14 @@ impl Taken {
                 _ => None,
             };
             if let Some(request) = undone {
-                self.undo(&request);
+                is_usable = self.undo(&request);
             }
             drop(kept);
             self.count_late(|late| late.saturating_sub(1));
-            self.give_back();
+            match is_usable {
+                true => self.give_back(),
+                false => self.give_up(),
+            }
         };
         let thread = std::thread::Builder::new().name("late answer".to_owned());
         // Where there is no thread to be had, the program would rather end than leave a lock behind: the part then
@@ -458,15 +515,17 @@ impl Taken {
         assert!(spawned.is_ok(), "no thread for a late answer");
     }
 
-    fn undo(&self, request: &Request) {
+    /// Whether the connection still works.
+    fn undo(&self, request: &Request) -> bool {
         let ask = |request: &Request| {
             let sent = wire::send(&self.socket, request, &[]);
-            sent.and_then(|()| wire::receive::<Reply>(&self.socket))
+            let answer = sent.and_then(|()| wire::receive::<Reply>(&self.socket));
+            matches!(answer, Ok(Some(_)))
         };
         // Trouble here is a part that has ended, and has undone it.
-        let done = ask(request);
-        if let (Request::Kill { process }, Ok(_)) = (request, done) {
-            let _ = ask(&Request::Reap { process: *process });
+        match request {
+            Request::Kill { process } => ask(request) && ask(&Request::Reap { process: *process }),
+            _ => ask(request),
         }
     }
 
@@ -505,6 +564,10 @@ fn opened((reply, files): (Reply, Vec<OwnedFd>)) -> Result<Opened, Problem> {
         }),
         _ => Err(unexpected()),
     }
+}
+
+fn ended() -> Problem {
+    Problem::Words("the privileged part has ended".to_owned())
 }
 
 fn unexpected() -> Problem {
@@ -573,6 +636,47 @@ mod tests {
         assert!(part.lock("bob").is_err());
         part.unlock("bob");
         part.kill(1);
+    }
+
+    /// A connection that the part had left was given back, and taken again for each request that followed.
+    #[test]
+    fn a_connection_that_has_ended_or_failed_is_not_used_again() {
+        let (part, mut theirs) = part_with(4, LONG);
+        let serve_one = |part: &Part, theirs: &[OwnedFd]| {
+            std::thread::scope(|scope| {
+                let asked = scope.spawn(|| part.is_mailbox("eve", 1, 1));
+                answer(&theirs[is_at(theirs)], &Reply::Done);
+                asked.join().unwrap().unwrap()
+            })
+        };
+        // One that ends before it is asked costs nothing: the last one is the first to be taken.
+        drop(theirs.pop());
+        assert!(serve_one(&part, &theirs));
+        // One that ends while it is asked, and one that gives no sense.
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| part.is_mailbox("bob", 1, 1));
+            let at = is_at(&theirs);
+            drop(theirs.remove(at));
+            let error = asked.join().unwrap().unwrap_err();
+            assert!(error.to_string().contains("has ended"), "{error}");
+        });
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| part.is_mailbox("bob", 1, 1));
+            let at = is_at(&theirs);
+            rustix::net::send(&theirs[at], b"{", rustix::net::SendFlags::empty()).unwrap();
+            asked.join().unwrap().unwrap_err();
+            // Ours is closed.
+            let _ = wire::receive::<Request>(&theirs[at]).unwrap();
+            assert!(wire::receive::<Request>(&theirs[at]).unwrap().is_none());
+            drop(theirs.remove(at));
+        });
+        // The last that is left serves, though it was kept for what ends something.
+        assert_eq!(theirs.len(), 1);
+        assert!(serve_one(&part, &theirs));
+        drop(theirs);
+        // Then nobody waits.
+        let error = part.is_mailbox("eve", 1, 1).unwrap_err();
+        assert!(error.to_string().contains("has ended"), "{error}");
     }
 
     #[test]

@@ -219,8 +219,8 @@ pub enum Problem {
     System(i32),
     /// Words, for the log; temporary.
     Words(String),
-    /// A safety rule of files.
-    Rule(Rule, Option<PathBuf>),
+    /// A safety rule of files, and the directory that breaks it, for the log: a path that need not be UTF-8.
+    Rule(Rule, Option<String>),
 }
 
 /// The rules that a file can break: the variants of [`Refusal`] that no system call causes.
@@ -274,6 +274,7 @@ impl From<Problem> for io::Error {
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
+        let text = |path: PathBuf| Some(path.to_string_lossy().into_owned());
         let (rule, path) = match refusal {
             Refusal::Io(error) => return error.into(),
             Refusal::SymbolicLink => (Rule::SymbolicLink, None),
@@ -283,8 +284,8 @@ impl From<Refusal> for Problem {
             Refusal::SetId => (Rule::SetId, None),
             Refusal::GroupWritableFile => (Rule::GroupWritableFile, None),
             Refusal::WorldWritableFile => (Rule::WorldWritableFile, None),
-            Refusal::GroupWritableDirectory(path) => (Rule::GroupWritableDirectory, Some(path)),
-            Refusal::WorldWritableDirectory(path) => (Rule::WorldWritableDirectory, Some(path)),
+            Refusal::GroupWritableDirectory(path) => (Rule::GroupWritableDirectory, text(path)),
+            Refusal::WorldWritableDirectory(path) => (Rule::WorldWritableDirectory, text(path)),
             Refusal::Changed => (Rule::Changed, None),
             Refusal::NotOwner => (Rule::NotOwner, None),
             Refusal::Relative => (Rule::Relative, None),
@@ -299,6 +300,7 @@ impl From<Problem> for Refusal {
         let Problem::Rule(rule, path) = problem else {
             return Self::Io(problem.into());
         };
+        let path = path.map(PathBuf::from);
         match rule {
             Rule::SymbolicLink => Self::SymbolicLink,
             Rule::HardLink => Self::HardLink,
@@ -342,6 +344,13 @@ pub fn send(
             sent => return sent.map(|_| ()).map_err(io::Error::from),
         }
     }
+}
+
+/// Whether an error of [`send`] means that the other side has ended.
+#[must_use]
+pub fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
 }
 
 /// Receives a packet; `None` if the other side has ended.
@@ -434,6 +443,26 @@ mod tests {
             user: "x".repeat(PACKET_BYTES_MAX),
         };
         assert!(send(&ours, &long, &[]).is_err());
+    }
+
+    /// A user's link leads where it likes; the part's answer once could not be sent.
+    #[test]
+    fn a_refusal_of_a_directory_that_is_not_utf8_is_sent() {
+        use std::os::unix::ffi::OsStringExt;
+        let (ours, theirs) = pair();
+        let path = PathBuf::from(OsString::from_vec(b"/home/bob/d\xff".to_vec()));
+        for refusal in [
+            Refusal::GroupWritableDirectory(path.clone()),
+            Refusal::WorldWritableDirectory(path),
+        ] {
+            let reply = Reply::Refused(refusal.into());
+            send(&theirs, &reply, &[]).unwrap();
+            let (Reply::Refused(problem), _) = receive(&ours).unwrap().unwrap() else {
+                panic!("no refusal");
+            };
+            let directory = Refusal::from(problem).directory().unwrap().to_owned();
+            assert_eq!(directory, PathBuf::from("/home/bob/d\u{fffd}"));
+        }
     }
 
     #[test]

@@ -126,7 +126,16 @@ impl Keeper {
             }
             .unwrap_or_else(|problem| (Reply::Refused(problem), Vec::new()));
             let beside: Vec<_> = files.iter().take(FILES_MAX).map(AsFd::as_fd).collect();
-            if wire::send(socket, &reply, &beside).is_err() {
+            let Err(error) = wire::send(socket, &reply, &beside) else {
+                continue;
+            };
+            // What can't be told is not begun.
+            if let Reply::Started { process } = reply {
+                kill_group(process);
+                let _ = self.reap(process);
+            }
+            let refused = Reply::Refused(Problem::Words(error.to_string()));
+            if wire::is_end(&error) || wire::send(socket, &refused, &[]).is_err() {
                 // The daemon has ended, and what it held ends with it.
                 return;
             }
