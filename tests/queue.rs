@@ -876,6 +876,74 @@ async fn a_message_for_very_many_is_tried_in_pieces_and_each_recipient_once_a_ru
     }
 }
 
+/// More than one report holds and more than one piece: each is told once of what happened, and who is late is warned of,
+/// whichever piece it is in.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_more_than_a_report_holds_is_told_in_several() {
+    const COUNT: usize = 5600;
+    let site = Site::new();
+    let target = |n: usize| format!("x{n}@remote.test");
+    let action = |n: usize| match n % 8 {
+        1 => "failed",
+        2 => "relayed",
+        3 => "delayed",
+        _ => "",
+    };
+    let recipient = |n: usize| {
+        match action(n) {
+            "failed" => site.bag.answer(&target(n), Answer::Fail),
+            "delayed" => site.bag.answer(&target(n), Answer::Defer),
+            _ => {}
+        }
+        let notify = Notify::When {
+            success: action(n) == "relayed",
+            failure: true,
+            delay: true,
+        };
+        Recipient {
+            notify,
+            ..Recipient::new(target(n))
+        }
+    };
+    let id = site
+        .accept_as("s@sender.test", (0..COUNT).map(recipient).collect())
+        .await;
+    site.clock.advance(4 * HOUR);
+    let queue = site.start();
+    settle(&queue).await;
+    let told = || {
+        let mut told = Vec::new();
+        for report in site.bag.delivered("s@sender.test") {
+            let mut target = String::new();
+            for line in report.lines() {
+                if let Some(named) = line.strip_prefix("Final-Recipient: RFC822; ") {
+                    target = named.to_owned();
+                } else if let Some(action) = line.strip_prefix("Action: ") {
+                    let action = action.split(" (").next().unwrap_or_default();
+                    told.push(format!("{target} {action}"));
+                }
+            }
+        }
+        told.sort();
+        told
+    };
+    let mut expected: Vec<String> = (0..COUNT)
+        .filter(|n| !action(*n).is_empty())
+        .map(|n| format!("{} {}", target(n), action(n)))
+        .collect();
+    expected.sort();
+    assert_eq!(told().len(), expected.len());
+    assert_eq!(told(), expected);
+    assert!((0..COUNT).all(|n| site.bag.tries(&target(n)) == 1));
+    let pending = site.spool.message(id).unwrap();
+    assert!(pending.due_unix_ms > site.clock.unix_ms(), "tried at once");
+    queue.run_now(|_| true);
+    settle(&queue).await;
+    assert_eq!(site.bag.tries(&target(3)), 2);
+    assert_eq!(told(), expected, "nobody is warned twice");
+    within(queue.shutdown()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_over_held_messages_tries_them_and_leaves_them_held() {
     let site = Site::new();

@@ -2,15 +2,15 @@
 //!
 //! An expansion that is too large is recorded as far as it fits, with a recipient that stands for the rest and is the
 //! next to be expanded; nothing is attempted before the rest is recorded too. After a crash between two pieces the list is
-//! walked again, which does not find what is recorded already, so that nothing is repeated. Outcomes that no report is made of are recorded ahead of the others;
-//! failures beyond what one report holds wait for the next run, which is due at once. Pure.
+//! walked again, which does not find what is recorded already, so that nothing is repeated. Outcomes that no report is
+//! made of are recorded ahead of the others; what is more than one report holds goes into several. Pure.
 //! Limits: what the spool's `update_bytes_max` gives.
 
 use std::collections::VecDeque;
 use std::vec::IntoIter;
 
 use super::report::Result;
-use crate::envelope::{Delivery, Outcome, Recipient, RecipientId};
+use crate::envelope::{Recipient, RecipientId};
 use crate::route::rest_of;
 use crate::spool::StoredMessage;
 
@@ -105,63 +105,44 @@ fn bytes_of(recipient: &Recipient) -> usize {
         + user.map_or(0, |user| user.name.len())
 }
 
-/// The results of a run, in pieces.
-pub(super) struct Results {
-    /// Outcomes to be recorded before the others; no failures.
-    pub(super) early: Vec<Vec<(RecipientId, Outcome)>>,
-    /// What is recorded last, with the reports.
-    pub(super) results: Vec<Result>,
-    /// Whether failures were left out, to be found again by the next run.
-    pub(super) is_cut: bool,
-}
-
-impl Results {
-    /// Cuts results so that no piece is larger than an update may be.
-    pub(super) fn new(mut results: Vec<Result>, bytes_max: usize) -> Self {
-        let reported_max = (bytes_max / REPORTED_BYTES).max(1);
-        if results.len() <= reported_max {
-            return Self {
-                early: Vec::new(),
-                results,
-                is_cut: false,
-            };
-        }
-        // Failures last: they are what reports are made of.
-        let is_failure = |result: &Result| result.outcome.result == Delivery::Failed;
-        results.sort_by_key(is_failure);
-        let failures = results.iter().filter(|result| is_failure(result)).count();
-        let split = if failures == 0 {
-            results.len() - reported_max
-        } else {
-            results.len() - failures
+/// The results of a run in pieces, none larger than an update may be with the reports that are made of it. There is at
+/// least one; what `is_told` names comes last, so that it is in as few reports as may be.
+pub(super) fn pieces(
+    mut results: Vec<Result>,
+    bytes_max: usize,
+    is_told: impl Fn(&Result) -> bool,
+) -> Vec<Vec<Result>> {
+    results.sort_by_cached_key(&is_told);
+    let mut pieces = vec![Vec::new()];
+    let mut room = bytes_max;
+    for result in results {
+        let outcome = &result.outcome;
+        let bytes = match is_told(&result) {
+            true => REPORTED_BYTES,
+            false => {
+                OUTCOME_BYTES
+                    + outcome.text.len()
+                    + outcome.reply.as_ref().map_or(0, |reply| reply.len())
+                    + outcome.relay.len()
+            }
         };
-        let mut rest = results.split_off(split);
-        let is_cut = rest.len() > reported_max;
-        rest.truncate(reported_max);
-        let mut early: Vec<Vec<(RecipientId, Outcome)>> = Vec::new();
-        let mut room = 0_usize;
-        for Result { id, outcome, .. } in results {
-            let bytes = OUTCOME_BYTES
-                + outcome.text.len()
-                + outcome.reply.as_ref().map_or(0, |reply| reply.len())
-                + outcome.relay.len();
-            match (room.checked_sub(bytes), early.last_mut()) {
-                (Some(left), Some(piece)) => {
-                    room = left;
-                    piece.push((id, outcome));
-                }
-                _ => {
-                    room = bytes_max.saturating_sub(bytes);
-                    early.push(vec![(id, outcome)]);
-                }
+        match (room.checked_sub(bytes), pieces.last_mut()) {
+            (Some(left), Some(piece)) => {
+                room = left;
+                piece.push(result);
+            }
+            // The first takes what there is, however small the room.
+            (None, Some(piece)) if piece.is_empty() => {
+                room = 0;
+                piece.push(result);
+            }
+            _ => {
+                room = bytes_max.saturating_sub(bytes);
+                pieces.push(vec![result]);
             }
         }
-        Self {
-            early,
-            results: rest,
-            is_cut,
-        }
     }
+    pieces
 }
 
 #[cfg(test)]
@@ -169,7 +150,7 @@ mod tests {
     use super::*;
     use crate::address::ReversePath;
     use crate::deliver::dsn::Fate;
-    use crate::envelope::{Envelope, MessageId, RecipientState};
+    use crate::envelope::{Delivery, Envelope, MessageId, Outcome, RecipientState};
     use crate::status::Status;
 
     fn message(targets: &[&str]) -> StoredMessage {
@@ -260,35 +241,43 @@ mod tests {
     }
 
     #[test]
-    fn failures_come_last_and_no_piece_is_too_large() {
-        let result = |at: u32, delivery| Result {
+    fn what_is_told_comes_last_and_no_piece_is_too_large() {
+        let result = |at: u32| Result {
             id: RecipientId(at),
-            outcome: Outcome::new(delivery, Status::OK, "local", "x"),
+            outcome: Outcome::new(Delivery::Delivered, Status::OK, "local", "x"),
             fate: Fate::Delivered,
         };
-        let mixed = |count: u32| -> Vec<Result> {
-            (0..count)
-                .map(|at| match at % 3 {
-                    0 => result(at, Delivery::Failed),
-                    _ => result(at, Delivery::Deferred),
-                })
-                .collect()
-        };
+        let results = |count: u32| (0..count).map(result).collect::<Vec<_>>();
+        let is_told = |result: &Result| result.id.0.is_multiple_of(3);
         let room = 10 * REPORTED_BYTES;
-        let few = Results::new(mixed(10), room);
-        assert!(few.early.is_empty() && !few.is_cut);
-        assert_eq!(few.results.len(), 10);
-        let many = Results::new(mixed(3000), room);
-        assert!(many.is_cut);
-        assert_eq!(many.results.len(), 10);
-        let early: Vec<_> = many.early.iter().flatten().collect();
-        assert_eq!(early.len(), 2000);
-        assert!(early.iter().all(|(_, o)| o.result != Delivery::Failed));
-        let size = |piece: &Vec<(RecipientId, Outcome)>| piece.len() * (OUTCOME_BYTES + 1);
-        assert!(many.early.iter().all(|piece| size(piece) <= room));
-        let none = (0..25).map(|at| result(at, Delivery::Deferred)).collect();
-        let none = Results::new(none, room);
-        assert_eq!((none.early.concat().len(), none.results.len()), (15, 10));
-        assert!(!none.is_cut);
+        let few = pieces(results(10), room, is_told);
+        assert_eq!(few.iter().map(Vec::len).collect::<Vec<_>>(), [10]);
+        let many = pieces(results(3000), room, is_told);
+        let size = |piece: &Vec<Result>| -> usize {
+            let bytes = |r| {
+                if is_told(r) {
+                    REPORTED_BYTES
+                } else {
+                    OUTCOME_BYTES + 1
+                }
+            };
+            piece.iter().map(bytes).sum()
+        };
+        assert!(many.iter().all(|piece| size(piece) <= room));
+        // Each fills what one takes.
+        assert!(
+            many.iter()
+                .rev()
+                .skip(1)
+                .all(|piece| size(piece) > room - REPORTED_BYTES)
+        );
+        let told: Vec<bool> = many.iter().flatten().map(is_told).collect();
+        assert!(told.is_sorted());
+        let mut ids: Vec<u32> = many.iter().flatten().map(|r| r.id.0).collect();
+        ids.sort_unstable();
+        assert_eq!(ids, (0..3000).collect::<Vec<_>>());
+        // Without room each has its own, and without results there is one to end the run with.
+        assert_eq!(pieces(results(7), 1, is_told).len(), 7);
+        assert_eq!(pieces(Vec::new(), room, is_told).len(), 1);
     }
 }

@@ -61,6 +61,35 @@ pub(super) struct Ages {
     pub(super) give_up_after: Duration,
 }
 
+/// What a sender is told of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Failure,
+    Success,
+    Delay,
+}
+
+/// What of a result is told to whoever sent to it; `None`: nothing.
+fn told(message: &StoredMessage, result: &Result, is_warning: bool) -> Option<Told> {
+    let notify = recipient(message, result.id)?.notify;
+    let is_failure = matches!(result.fate, Fate::Failed | Fate::Expired(_));
+    let is_delivered = result.outcome.result == Delivery::Delivered;
+    if is_failure && notify.on_failure() {
+        Some(Told::Failure)
+    } else if is_delivered && !result.outcome.is_notify_passed_on && notify.on_success() {
+        Some(Told::Success)
+    } else if is_warning && result.fate == Fate::Delayed && notify.on_delay() {
+        Some(Told::Delay)
+    } else {
+        None
+    }
+}
+
+/// Whether a report may be made of a result.
+pub(super) fn is_told(message: &StoredMessage, result: &Result, ages: Ages) -> bool {
+    told(message, result, ages.warned_at.is_some()).is_some()
+}
+
 /// Decides which reports a run asks for. `None` in the second place of the answer: no warning is among them.
 pub(super) fn wanted(
     settings: &ReportSettings,
@@ -94,12 +123,12 @@ fn wanted_by(
     results: &[Result],
     ages: Ages,
 ) -> (Vec<Wanted>, bool) {
-    let notify = |result: &Result| recipient(message, result.id).map(|r| r.notify);
-    let pick = |is_picked: &dyn Fn(&Result) -> bool| -> Vec<Result> {
-        results.iter().filter(|r| is_picked(r)).cloned().collect()
+    let is_warning = ages.warned_at.is_some();
+    let pick = |what: Told| -> Vec<Result> {
+        let is_picked = |r: &&Result| told(message, r, is_warning) == Some(what);
+        results.iter().filter(is_picked).cloned().collect()
     };
-    let is_failure = |r: &Result| matches!(r.fate, Fate::Failed | Fate::Expired(_));
-    let failures = pick(&|r| is_failure(r) && notify(r).is_some_and(|n| n.on_failure()));
+    let failures = pick(Told::Failure);
     let mut reports = Vec::new();
     if let Some(first) = failures.first() {
         let (cause, reason) = match first.fate {
@@ -164,11 +193,7 @@ fn wanted_by(
     };
     tell(
         ReportKind::Success,
-        pick(&|r| {
-            r.outcome.result == Delivery::Delivered
-                && !r.outcome.is_notify_passed_on
-                && notify(r).is_some_and(|n| n.on_success())
-        }),
+        pick(Told::Success),
         DsnCause::Dsn,
         "Return receipt".to_owned(),
     );
@@ -179,7 +204,7 @@ fn wanted_by(
                 age: warned_at,
                 give_up_age: ages.give_up_after,
             },
-            pick(&|r| r.fate == Fate::Delayed && notify(r).is_some_and(|n| n.on_delay())),
+            pick(Told::Delay),
             DsnCause::SenderNotify,
             format!(
                 "Warning: could not send message for past {}",

@@ -515,21 +515,52 @@ fn rewritten(
     Arc::new(move || Ok(router.rewritten(content()?, to)))
 }
 
-/// What a piece came to, ready to be recorded.
+/// One update of what a piece came to, with the reports in it.
 struct Recorded {
-    /// Recorded ahead of the rest; nothing is reported of it.
-    early: Vec<Update>,
-    last: Update,
+    update: Update,
     wanted: Vec<Wanted>,
 }
 
-/// Judges and logs what a piece came to, and composes its reports.
-async fn conclude(
-    shared: &Arc<Shared>,
-    lease: &Lease,
-    plan: &mut Plan,
-    mut ended: Vec<Ended>,
-) -> Recorded {
+/// What a piece came to, judged and logged, to be recorded in one update or several.
+struct Concluded {
+    /// In the order in which they are recorded; reports are made of each.
+    updates: std::vec::IntoIter<Vec<Reported>>,
+    ages: Ages,
+    is_last_resort: bool,
+    retry_unix_ms: u64,
+}
+
+impl Concluded {
+    /// The next update, with its reports composed, and whether it is the last; `None` after that.
+    async fn next(
+        &mut self,
+        shared: &Arc<Shared>,
+        message: &StoredMessage,
+    ) -> Option<(Recorded, bool)> {
+        let results = self.updates.next()?;
+        let (wanted, has_warned) = if self.is_last_resort {
+            (Vec::new(), false)
+        } else {
+            report::wanted(&shared.settings.reports, message, &results, self.ages)
+        };
+        let reports = compose(shared, message, &wanted).await;
+        let is_deferred = results
+            .iter()
+            .any(|result| result.outcome.result == Delivery::Deferred);
+        let update = Update {
+            outcomes: results.into_iter().map(|r| (r.id, r.outcome)).collect(),
+            next_due_unix_ms: is_deferred.then_some(self.retry_unix_ms),
+            has_warned,
+            reports,
+            ..Update::default()
+        };
+        let is_last = self.updates.len() == 0;
+        Some((Recorded { update, wanted }, is_last))
+    }
+}
+
+/// Judges and logs what a piece came to.
+fn conclude(shared: &Shared, lease: &Lease, plan: &mut Plan, mut ended: Vec<Ended>) -> Concluded {
     ended.insert(
         0,
         Ended {
@@ -551,8 +582,7 @@ async fn conclude(
     log(shared, message, plan.sender.as_ref(), &ended, age, tries);
 
     let policy = &shared.settings.retry;
-    let settings = &shared.settings.reports;
-    let is_last_resort = report::is_last_resort(settings, message);
+    let is_last_resort = report::is_last_resort(&shared.settings.reports, message);
     let mut results = Vec::new();
     for (id, outcome) in ended.into_iter().flat_map(|ended| ended.outcomes) {
         results.push(judge(
@@ -563,65 +593,39 @@ async fn conclude(
             policy.give_up_after,
         ));
     }
-    let bulk::Results {
-        early,
-        results,
-        is_cut,
-    } = bulk::Results::new(results, shared.spool.update_bytes_max());
-    let retry_unix_ms = due_after(shared, policy.next_due_in(tries.saturating_add(1), age));
-    let early = early.into_iter().map(|outcomes| Update {
-        outcomes,
-        next_due_unix_ms: Some(retry_unix_ms),
-        has_warned: message.has_warned,
-        ..Update::default()
-    });
+    if is_last_resort && results.iter().any(|r| r.outcome.result == Delivery::Failed) {
+        let text = "a report for the postmaster could not be delivered and is given up";
+        shared.maillog.system_error(Some(message.id), "root", text);
+    }
     let ages = Ages {
         warned_at: policy
             .warn_after
             .filter(|_| policy.warns(age, message.has_warned)),
         give_up_after: policy.give_up_after,
     };
-    let (wanted, has_warned) = if is_last_resort {
-        (Vec::new(), false)
-    } else {
-        report::wanted(settings, message, &results, ages)
-    };
-    if is_last_resort && results.iter().any(|r| r.outcome.result == Delivery::Failed) {
-        let text = "a report for the postmaster could not be delivered and is given up";
-        shared.maillog.system_error(Some(message.id), "root", text);
-    }
-    let reports = compose(shared, message, &wanted).await;
-    let is_deferred = results
-        .iter()
-        .any(|result| result.outcome.result == Delivery::Deferred);
-    let last = Update {
-        outcomes: results.into_iter().map(|r| (r.id, r.outcome)).collect(),
-        next_due_unix_ms: if is_cut {
-            Some(due_after(shared, Duration::ZERO))
-        } else {
-            is_deferred.then_some(retry_unix_ms)
-        },
-        has_warned,
-        reports,
-        ..Update::default()
-    };
-    Recorded {
-        early: early.collect(),
-        last,
-        wanted,
+    let is_told = |result: &Reported| !is_last_resort && report::is_told(message, result, ages);
+    let updates = bulk::pieces(results, shared.spool.update_bytes_max(), is_told);
+    Concluded {
+        updates: updates.into_iter(),
+        ages,
+        is_last_resort,
+        retry_unix_ms: due_after(shared, policy.next_due_in(tries.saturating_add(1), age)),
     }
 }
 
-/// Records an update and waits for it; whether it is durable.
-async fn record_now(shared: &Shared, lease: &Lease, update: Update) -> bool {
-    let recorded = match shared.spool.record(lease, update) {
+/// Records an update, waits for it and logs its reports; whether it is durable.
+async fn record_now(shared: &Shared, lease: &Lease, recorded: Recorded) -> bool {
+    let Recorded { update, wanted } = recorded;
+    let reports = ids_of(&update.reports);
+    let result = match shared.spool.record(lease, update) {
         Ok(ticket) => ticket.await.map(|_| ()),
         Err(error) => Err(error),
     };
-    if let Err(error) = &recorded {
-        outcome_lost(shared, lease.id(), error);
+    match &result {
+        Ok(()) => log_reports(shared, lease.id(), &wanted, &reports),
+        Err(error) => outcome_lost(shared, lease.id(), error),
     }
-    recorded.is_ok()
+    result.is_ok()
 }
 
 fn outcome_lost(shared: &Shared, id: MessageId, error: &SpoolError) {
@@ -648,23 +652,17 @@ async fn record_piece(
     mut plan: Plan,
     ended: Vec<Ended>,
 ) -> Option<(StoredMessage, Taken)> {
-    let Recorded {
-        early,
-        last,
-        wanted,
-    } = conclude(shared, lease, &mut plan, ended).await;
-    plan.message.has_warned |= last.has_warned;
-    let reports = ids_of(&last.reports);
-    for update in early.into_iter().chain([last]) {
-        if !record_now(shared, lease, update).await {
+    let mut concluded = conclude(shared, lease, &mut plan, ended);
+    // Whether the sender has been warned stays as it was when the run began: this run warns of all that it finds late.
+    while let Some((recorded, _)) = concluded.next(shared, &plan.message).await {
+        if !record_now(shared, lease, recorded).await {
             return None;
         }
     }
-    log_reports(shared, plan.message.id, &wanted, &reports);
     Some((plan.message, plan.taken))
 }
 
-/// Hands over what the run came to, in one update.
+/// Hands over what the last piece came to, in one update unless that would be too large.
 async fn record(
     shared: &Arc<Shared>,
     lease: Lease,
@@ -672,20 +670,23 @@ async fn record(
     ended: Vec<Ended>,
     window: OwnedSemaphorePermit,
 ) {
-    let Recorded {
-        early,
-        last,
-        wanted,
-    } = conclude(shared, &lease, &mut plan, ended).await;
+    let mut concluded = conclude(shared, &lease, &mut plan, ended);
     let id = plan.message.id;
-    for update in early {
-        // Waited for: whether anything is pending is asked of what is recorded.
-        if !record_now(shared, &lease, update).await {
-            return;
+    let last = loop {
+        match concluded.next(shared, &plan.message).await {
+            Some((last, true)) => break last,
+            // Waited for: whether anything is pending is asked of what is recorded.
+            Some((recorded, false)) => {
+                if !record_now(shared, &lease, recorded).await {
+                    return;
+                }
+            }
+            None => return,
         }
-    }
-    let reports = ids_of(&last.reports);
-    match shared.spool.finish(lease, last) {
+    };
+    let reports = ids_of(&last.update.reports);
+    let wanted = last.wanted;
+    match shared.spool.finish(lease, last.update) {
         Ok(ticket) => {
             log_reports(shared, id, &wanted, &reports);
             let shared = Arc::clone(shared);
