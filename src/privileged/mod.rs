@@ -7,13 +7,14 @@
 //! A user whose files hang (a home on a server that is gone) holds up nobody else: at most [`USER_REQUESTS_MAX`] requests
 //! wait for the files of one user, none longer than the time limit, and once one has waited so long, no more are made until
 //! it is answered. An answer that comes too late is undone: a lock is given back, a program killed before its input ends.
+//! An unlocking or killing for which there is no connection in time is done as soon as there is one: none is lost.
 //! A connection that has ended or failed is not used again.
 //! Blocks: until the part has answered, or the time limit; call it on the blocking pool. Limits: those of [`wire`],
 //! [`CONNECTIONS_MAX`], [`CONNECTIONS_RESERVED`], [`USER_REQUESTS_MAX`], [`WAITERS_MAX`].
 
 pub mod wire;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -77,6 +78,10 @@ struct State {
     users: HashMap<Whose, UnderWay>,
     late: usize,
     waiting: usize,
+    /// Unlockings and killings still to be done; no more than there are locks and programs.
+    endings: VecDeque<Request>,
+    /// Whether a thread does them.
+    is_ending: bool,
 }
 
 /// Requests for the files of one user.
@@ -117,6 +122,8 @@ impl Part {
                     users: HashMap::new(),
                     late: 0,
                     waiting: 0,
+                    endings: VecDeque::new(),
+                    is_ending: false,
                 }),
                 freed: Condvar::new(),
             }),
@@ -140,15 +147,22 @@ impl Part {
         files: &[BorrowedFd<'_>],
         kept: Option<BorrowedFd<'_>>,
     ) -> Result<(Reply, Vec<OwnedFd>), Problem> {
-        let deadline = Deadline {
-            clock: &self.clock,
-            at: self.clock.monotonic().saturating_add(self.time_limit),
-        };
+        let deadline = self.deadline();
         // Before it is asked: without it there is no undoing.
         let kept = kept.map(|file| file.try_clone_to_owned()).transpose()?;
         let taken = Connections::send(&self.connections, request, files, &deadline)?;
+        self.answer_over(taken, request, kept, &deadline)
+    }
+
+    fn answer_over(
+        &self,
+        taken: Taken,
+        request: &Request,
+        kept: Option<OwnedFd>,
+        deadline: &Deadline<'_>,
+    ) -> Result<(Reply, Vec<OwnedFd>), Problem> {
         // Without knowing, it may yet be answered.
-        if !is_answered(&taken.socket, &deadline).unwrap_or(false) {
+        if !is_answered(&taken.socket, deadline).unwrap_or(false) {
             taken.settle_late(request.clone(), kept);
             let limit = self.time_limit.as_secs_f32();
             return Err(Problem::Words(format!(
@@ -171,6 +185,23 @@ impl Part {
                 taken.give_up();
                 Err(error.into())
             }
+        }
+    }
+
+    /// Has something ended, now or as soon as there is a connection.
+    fn end(&self, request: Request) {
+        let deadline = self.deadline();
+        match Connections::send(&self.connections, &request, &[], &deadline) {
+            // Once sent it is done, however late. Trouble is a part that has ended, and has ended this as well.
+            Ok(taken) => drop(self.answer_over(taken, &request, None, &deadline)),
+            Err(_) => Connections::end_later(&self.connections, request),
+        }
+    }
+
+    fn deadline(&self) -> Deadline<'_> {
+        Deadline {
+            clock: &self.clock,
+            at: self.clock.monotonic().saturating_add(self.time_limit),
         }
     }
 
@@ -265,7 +296,7 @@ impl Part {
     /// Removes the lock file of a user's mailbox that [`Part::lock`] made. A part that has ended has removed it.
     pub fn unlock(&self, user: &str) {
         let user = user.to_owned();
-        let _ = self.ask(&Request::Unlock { user }, &[]);
+        self.end(Request::Unlock { user });
     }
 
     /// Makes a file in `tmp` of a Maildir, and the Maildir, if it is missing.
@@ -323,7 +354,7 @@ impl Part {
     /// Kills a program that the part has started, and its group.
     pub fn kill(&self, process: u32) {
         // One that has ended needs no killing.
-        let _ = self.ask(&Request::Kill { process }, &[]);
+        self.end(Request::Kill { process });
     }
 
     /// How a program ended: exit code or signal. Call it when [`Started::end`] is readable.
@@ -418,7 +449,8 @@ impl Connections {
                 break socket;
             }
             let wait = deadline.left();
-            if wait.is_zero() || (state.late > 0 && state.waiting >= WAITERS_MAX) {
+            let are_too_many = state.late > 0 && state.waiting >= WAITERS_MAX;
+            if wait.is_zero() || (are_too_many && !request.is_ending()) {
                 return Err(busy());
             }
             state.waiting += 1;
@@ -438,6 +470,45 @@ impl Connections {
             socket,
             whose,
         })
+    }
+
+    /// Does what ends something over the next connection that there is, in a thread that waits for it.
+    fn end_later(this: &Arc<Self>, request: Request) {
+        let mut state = this.lock();
+        state.endings.push_back(request);
+        if std::mem::replace(&mut state.is_ending, true) {
+            return;
+        }
+        drop(state);
+        let connections = Arc::clone(this);
+        let end = move || {
+            let clock = SystemClock::new();
+            let never = Deadline {
+                clock: &clock,
+                at: Duration::MAX,
+            };
+            while let Some(request) = connections.next_ending() {
+                let sent = Self::send(&connections, &request, &[], &never);
+                // A part that has ended has ended all of it.
+                let Ok(taken) = sent else { continue };
+                match wire::receive::<Reply>(&taken.socket) {
+                    Ok(Some(_)) => taken.give_back(),
+                    Ok(None) | Err(_) => taken.give_up(),
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("late ending".to_owned());
+        // As for a late answer: the part then ends it.
+        let spawned = thread.spawn(end);
+        assert!(spawned.is_ok(), "no thread for a late ending");
+    }
+
+    /// The next to be ended; after `None` the thread that asked is no more.
+    fn next_ending(&self) -> Option<Request> {
+        let mut state = self.lock();
+        let next = state.endings.pop_front();
+        state.is_ending = next.is_some();
+        next
     }
 
     /// Ends the use of a connection; `None` if it is of no more use.
@@ -772,5 +843,52 @@ mod tests {
                 seen.push(answer(&theirs[at], &Reply::Done));
             }
         });
+    }
+
+    /// A home that hangs could take the connections that are kept for unlockings by what drops a file of a Maildir.
+    #[test]
+    fn dropping_a_file_of_a_home_that_hangs_takes_no_connection_that_is_kept() {
+        let (part, theirs) = part_with(2 + CONNECTIONS_RESERVED, SHORT);
+        let at = |uid| MaildirFile {
+            maildir: "/home/bob/Maildir".into(),
+            who: Who { uid, gid: uid },
+            name: "1.host".into(),
+        };
+        // Of one user no more is asked once it was late.
+        part.maildir_drop(&at(7));
+        part.maildir_drop(&at(7));
+        assert_eq!(part.connections.lock().idle.len(), 1 + CONNECTIONS_RESERVED);
+        part.maildir_drop(&at(8));
+        part.maildir_drop(&at(9));
+        assert_eq!(part.connections.lock().idle.len(), CONNECTIONS_RESERVED);
+        drop(theirs);
+    }
+
+    /// What ended something was lost where no connection came free in time: the lock stayed until a restart.
+    #[test]
+    fn an_unlocking_for_which_there_is_no_connection_in_time_is_done_later() {
+        let (part, theirs) = part_with(2 + CONNECTIONS_RESERVED, SHORT);
+        for user in ["bob", "eve"] {
+            part.mailbox(user).unwrap_err();
+        }
+        for process in [1, 2] {
+            part.kill(process);
+        }
+        assert!(part.connections.lock().idle.is_empty());
+        part.unlock("kim");
+        part.kill(3);
+        let mut seen = Vec::new();
+        for expected in [
+            Request::Unlock { user: "kim".into() },
+            Request::Kill { process: 3 },
+        ] {
+            while !seen.contains(&expected) {
+                seen.push(answer(&theirs[is_at(&theirs)], &Reply::Done));
+            }
+        }
+        while part.connections.lock().is_ending {
+            std::thread::yield_now();
+        }
+        assert!(part.connections.lock().endings.is_empty());
     }
 }

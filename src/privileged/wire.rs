@@ -131,6 +131,7 @@ impl Request {
             | Self::Append { who, .. }
             | Self::MaildirFile(MaildirFile { who, .. })
             | Self::MaildirKeep(MaildirFile { who, .. })
+            | Self::MaildirDrop(MaildirFile { who, .. })
             | Self::Run(ProgramRequest { who, .. }) => Some(Whose::Id(who.uid)),
             Self::Mailbox { user } | Self::IsMailbox { user, .. } | Self::Lock { user } => {
                 Some(Whose::Name(user.clone()))
@@ -139,12 +140,12 @@ impl Request {
         }
     }
 
-    /// Whether it ends what another began.
+    /// Whether it ends what another began, and waits for nobody's files.
     #[must_use]
     pub fn is_ending(&self) -> bool {
         matches!(
             self,
-            Self::Unlock { .. } | Self::Kill { .. } | Self::Reap { .. } | Self::MaildirDrop(_)
+            Self::Unlock { .. } | Self::Kill { .. } | Self::Reap { .. }
         )
     }
 }
