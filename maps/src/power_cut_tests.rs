@@ -20,6 +20,8 @@ const SECTOR: usize = 512;
 /// Subsets of unsynced sectors tried in each state, beside none and all.
 const SUBSETS: u64 = 6;
 const ENTRIES: usize = 900;
+/// Length of a value that makes the file one that is written by a thread.
+const LARGE: usize = 2 << 20;
 
 /// A promise that a disk breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,10 +118,16 @@ impl Disk for CutDisk {
     }
 }
 
-fn builder(kind: MapKind, generation: usize) -> MapBuilder {
+/// The value of an entry; `first_len` is about how long that of the first one is.
+fn value(i: usize, generation: char, first_len: usize) -> String {
+    let len = if i == 0 { first_len } else { i % 90 };
+    format!("generation {generation} {}", "x".repeat(len))
+}
+
+fn builder(kind: MapKind, generation: char, first_len: usize) -> MapBuilder {
     let mut builder = MapBuilder::new(kind, DuplicatePolicy::KeepFirst).unwrap();
     for i in 0..ENTRIES {
-        let value = format!("generation {generation} {}", "x".repeat(i % 90));
+        let value = value(i, generation, first_len);
         builder
             .insert(format!("user{i}").as_bytes(), value.as_bytes())
             .unwrap();
@@ -128,10 +136,15 @@ fn builder(kind: MapKind, generation: usize) -> MapBuilder {
 }
 
 /// Which generation a map is, if it is all of one.
-fn generation(map: &Snapshot) -> Option<u8> {
-    let of = |i: usize| map.get(format!("user{i}").as_bytes())?.get(11).copied();
-    let first = of(0)?;
-    (map.len() == ENTRIES as u64 && (0..ENTRIES).all(|i| of(i) == Some(first))).then_some(first)
+fn generation(map: &Snapshot, first_len: usize) -> Option<char> {
+    let is_all_of = |generation: &char| {
+        (0..ENTRIES).all(|i| {
+            let wanted = value(i, *generation, first_len);
+            map.get(format!("user{i}").as_bytes()) == Some(wanted.as_bytes())
+        })
+    };
+    let is_whole = map.len() == ENTRIES as u64;
+    ['1', '2'].into_iter().find(is_all_of).filter(|_| is_whole)
 }
 
 /// What a file may hold after a cut, when `written` was not synced: none, some or all of its sectors.
@@ -152,10 +165,15 @@ fn torn(written: &[u8], choice: u64) -> Vec<u8> {
 }
 
 /// Cuts the power at one call of a rebuild; answers the calls made, and the generations found over all states it may leave.
-fn cut(kind: MapKind, cut_at: usize, fault: Fault) -> (usize, bool, Vec<Option<u8>>) {
+fn cut(
+    kind: MapKind,
+    first_len: usize,
+    cut_at: usize,
+    fault: Fault,
+) -> (usize, bool, Vec<Option<char>>) {
     let dir = tempfile::tempdir().unwrap();
     let dest = kind.file_of(&dir.path().join("m"));
-    builder(kind, 1)
+    builder(kind, '1', first_len)
         .publish(&dest, &PublishOptions::default())
         .unwrap();
     let old = std::fs::read(&dest).unwrap();
@@ -168,7 +186,9 @@ fn cut(kind: MapKind, cut_at: usize, fault: Fault) -> (usize, bool, Vec<Option<u
         lock_wait: Duration::from_secs(5),
         ..PublishOptions::default()
     };
-    let is_done = builder(kind, 2).publish_on(&disk, &dest, &options).is_ok();
+    let is_done = builder(kind, '2', first_len)
+        .publish_on(&disk, &dest, &options)
+        .is_ok();
     let state = disk.state.into_inner();
 
     let mut found = Vec::new();
@@ -209,7 +229,7 @@ fn cut(kind: MapKind, cut_at: usize, fault: Fault) -> (usize, bool, Vec<Option<u
                     ..LoadOptions::default()
                 },
             );
-            found.push(loaded.ok().and_then(|map| generation(&map)));
+            found.push(loaded.ok().and_then(|map| generation(&map, first_len)));
         }
     }
     (state.calls, is_done, found)
@@ -231,19 +251,20 @@ fn written(dir: &Path, dest: &Path, new: &OsString, state: &State) -> Vec<u8> {
 
 #[test]
 fn after_a_cut_at_any_call_there_is_the_old_map_or_the_new() {
-    for &kind in MapKind::writable() {
+    let small = MapKind::writable().iter().map(|&kind| (kind, 0));
+    for (kind, first_len) in small.chain([(MapKind::Hash, LARGE), (MapKind::Btree, LARGE)]) {
         let mut cut_at = 1;
         loop {
-            let (calls, is_done, found) = cut(kind, cut_at, Fault::None);
+            let (calls, is_done, found) = cut(kind, first_len, cut_at, Fault::None);
             for generation in &found {
                 assert!(
-                    matches!(generation, Some(b'1' | b'2')),
-                    "{kind}: cut at call {cut_at}: neither the old map nor the new: {generation:?}"
+                    generation.is_some(),
+                    "{kind}: cut at call {cut_at}: neither the old map nor the new"
                 );
             }
             if is_done {
                 assert!(
-                    found.iter().all(|generation| *generation == Some(b'2')),
+                    found.iter().all(|generation| *generation == Some('2')),
                     "{kind}: done, and not durable"
                 );
                 assert!(calls >= 4, "create, sync, rename, sync the directory");
@@ -258,8 +279,8 @@ fn after_a_cut_at_any_call_there_is_the_old_map_or_the_new() {
 #[test]
 fn a_sync_left_out_is_found() {
     for fault in [Fault::FileSyncDoesNothing, Fault::RenameBeforeSync] {
-        let found: Vec<Option<u8>> = (1..8)
-            .flat_map(|cut_at| cut(MapKind::Hash, cut_at, fault).2)
+        let found: Vec<Option<char>> = (1..8)
+            .flat_map(|cut_at| cut(MapKind::Hash, 0, cut_at, fault).2)
             .collect();
         assert!(found.contains(&None), "{fault:?} was not noticed");
     }
