@@ -94,7 +94,7 @@ pub use handle::{HandleOptions, MapEvent, MapHandle, MapReader, Refresh, lookup_
 pub use kind::MapKind;
 pub use load::{Access, LoadOptions, Stamp, load};
 pub use open_map::{ClassMap, MapSet, NoOpener, OpenMap, Opener, SERVICE_SWITCH_FILE};
-pub use publish::{PublishError, PublishOptions, Published, check_place};
+pub use publish::{PublishError, PublishOptions, Published, check_place, publish_text};
 pub use safety::Safety;
 pub use snapshot::{NulStyle, Snapshot, SnapshotBuilder};
 pub use spec::{MapSpec, NulRule, SpecError, Switches, TextColumns};

@@ -11,7 +11,7 @@ use crate::lock::{self, Mode};
 use crate::patience::Patience;
 use crate::{MapError, io_text};
 use std::fs::{File, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -224,6 +224,27 @@ pub(crate) fn publish<T>(
     Ok(result)
 }
 
+/// Writes a text map to `dest`, whole and on disk, or leaves the old one.
+///
+/// # Errors
+/// [`PublishError`]; `dest` is then what it was.
+///
+/// # Durability
+/// When this returns, the text and its name are on disk.
+pub fn publish_text(
+    dest: &Path,
+    text: &[u8],
+    options: &PublishOptions,
+) -> Result<(), PublishError> {
+    publish(&RealDisk, dest, options, Locking::Flock, |mut file, _| {
+        file.write_all(text).map_err(|source| PublishError::Io {
+            path: dest.to_path_buf(),
+            operation: "write",
+            source,
+        })
+    })
+}
+
 /// Checks that a map can be put in place before anything is read for it: its directory is there and may be written,
 /// and nothing is in its place that Sendmail refuses (links, anything but a regular file). Answers the file that will
 /// be replaced: `dest`, or what it links to where that is allowed. Blocks on disk.
@@ -362,17 +383,9 @@ fn directory_of(path: &Path) -> &Path {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
 
     fn put(dest: &Path, text: &str, options: &PublishOptions) -> Result<(), PublishError> {
-        publish(&RealDisk, dest, options, Locking::Flock, |mut file, _| {
-            file.write_all(text.as_bytes())
-                .map_err(|source| PublishError::Io {
-                    path: dest.to_path_buf(),
-                    operation: "write",
-                    source,
-                })
-        })
+        publish_text(dest, text.as_bytes(), options)
     }
 
     fn names(dir: &Path) -> Vec<String> {

@@ -10,10 +10,8 @@ use diligence::programs::wiring::map_opener;
 use diligence_maps::{
     Access, Definition, DuplicatePolicy, HandleOptions, Inserted, Map, MapBuilder, MapClass,
     MapError, MapKind, MapSet, PairVisitor, PublishOptions, Safety, SpecError, check_place,
-    io_text, open_direct,
+    open_direct, publish_text,
 };
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -53,7 +51,7 @@ pub fn convert_map(
         warn_of_directories(&source.label(), safety, sandbox);
     }
     warn_of_directories(&dest, safety, sandbox);
-    let place = check_place(&dest, options).map_err(|error| cannot_create(&error.detail()))?;
+    check_place(&dest, options).map_err(|error| cannot_create(&error.detail()))?;
     // Text keeps what any kind keeps; its policies are those of the builder, which is not published then.
     let kind = match target.kind {
         MapKind::Text => MapKind::Hash,
@@ -124,7 +122,7 @@ pub fn convert_map(
             exit: EX_DATAERR,
         });
     }
-    replace(&place, &text).map_err(|error| cannot_create(&io_text(&error)))?;
+    publish_text(&dest, &text, options).map_err(|error| cannot_create(&error.detail()))?;
     Ok(duplicates)
 }
 
@@ -168,32 +166,4 @@ fn read_all(
     }
     let map = set.open(source).map_err(Unread::Spec)?;
     map.each(take).map_err(Unread::Map)
-}
-
-/// Writes a text whole and on disk, or leaves the old one.
-fn replace(dest: &Path, text: &[u8]) -> io::Result<()> {
-    let mut temporary = dest.as_os_str().to_owned();
-    temporary.push(format!(".tmp-{}", std::process::id()));
-    let temporary = Path::new(&temporary);
-    let written = (|| {
-        let file = File::create_new(temporary)?;
-        if let Ok(old) = fs::metadata(dest) {
-            file.set_permissions(old.permissions())?;
-        }
-        let mut out = BufWriter::new(&file);
-        out.write_all(text)?;
-        out.flush()?;
-        drop(out);
-        file.sync_all()?;
-        fs::rename(temporary, dest)
-    })();
-    if let Err(error) = written {
-        let _ = fs::remove_file(temporary);
-        return Err(error);
-    }
-    let folder = match dest.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    File::open(folder)?.sync_all()
 }

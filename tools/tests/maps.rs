@@ -6,6 +6,8 @@
 mod fed;
 
 use std::fmt::Write as _;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -264,11 +266,7 @@ fn unsafe_places_are_warned_of_and_links_refused() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let mode = |name: &str, mode| {
-        std::fs::set_permissions(
-            dir.join(name),
-            std::os::unix::fs::PermissionsExt::from_mode(mode),
-        )
-        .unwrap();
+        std::fs::set_permissions(dir.join(name), Permissions::from_mode(mode)).unwrap();
     };
     std::fs::create_dir(dir.join("open")).unwrap();
     mode("open", 0o777);
@@ -528,6 +526,18 @@ fn maps_are_converted_between_classes() {
     );
     assert_eq!(run(dir, "editmap -q hash uids y", ""), "0\n2\n");
     assert_eq!(run(dir, "makemap --convert btree:n text:plain", ""), "0\n");
+    // A text has the mode of any new map; it was once written by other rules.
+    let mode = |name: &str| {
+        std::fs::metadata(dir.join(name))
+            .unwrap()
+            .permissions()
+            .mode()
+            & 0o777
+    };
+    assert_eq!(mode("plain"), 0o640);
+    std::fs::set_permissions(dir.join("plain"), Permissions::from_mode(0o664)).unwrap();
+    assert_eq!(run(dir, "makemap --convert btree:n text:plain", ""), "0\n");
+    assert_eq!(mode("plain"), 0o644);
     let plain = std::fs::read_to_string(dir.join("plain")).unwrap();
     assert_eq!(plain, "a\t1\nb\ttwo words\nc\t3\n");
     // What cannot be is refused, and leaves what was there.
