@@ -288,6 +288,40 @@ fn a_link_to_a_name_that_is_no_text_costs_nobody_elses_mail() {
     running.stop();
 }
 
+/// What a list's folder gave it as a group opened that group's folders to whoever owned the list.
+#[test]
+fn a_lists_group_gives_its_owner_no_rights() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new();
+    // A group that bob is in, and eve is not.
+    let extra = 52_009;
+    fs::create_dir(place.path("lists")).unwrap();
+    place.write("lists/open", "bob\n");
+    chown(place.path("lists"), Some(0), Some(extra)).unwrap();
+    chown(place.path("lists/open"), Some(EVE), Some(extra)).unwrap();
+    let allow = |mode| {
+        fs::set_permissions(place.path("lists"), fs::Permissions::from_mode(mode)).unwrap();
+    };
+    allow(0o750);
+    place.write(
+        "etc/aliases",
+        &format!("postmaster: root\nlist: :include:{PLACE}/lists/open\n"),
+    );
+    let running = start(&place);
+    running.send(&["list"], "through eve's list");
+    let log = log_says(&place, "Permission denied");
+    assert!(log.contains("/lists/open"), "{log}");
+    allow(0o755);
+    running.send(&["list"], "open to all");
+    wait_for("bob's mail", || {
+        place.text("mail/bob").contains("open to all").then_some(())
+    });
+    assert!(!place.text("mail/bob").contains("through eve's"));
+    running.stop();
+}
+
 #[test]
 fn either_half_killed_ends_the_other_and_nothing_is_lost() {
     use nix::sys::signal::{Signal, kill};

@@ -71,7 +71,7 @@ pub(crate) struct Program {
     /// What comes before the content.
     pub(crate) preamble: String,
     pub(crate) form: Form,
-    /// Variables besides AGENT and TZ.
+    /// Variables besides AGENT and TZ, as a sandbox has them, which has no privileged part.
     pub(crate) environment: Vec<(String, OsString)>,
     /// What it may use up. A privileged part knows its own.
     pub(crate) limits: ProgramLimits,
@@ -331,7 +331,6 @@ impl Program {
             who: self.who,
             login: self.login.clone(),
             directories: self.directories.clone(),
-            environment: self.environment.clone(),
         }
     }
 

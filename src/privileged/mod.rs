@@ -205,7 +205,7 @@ impl Part {
         }
     }
 
-    /// As [`crate::safe_file::read`].
+    /// As [`crate::safe_file::read`]; what is let pass the part knows itself.
     ///
     /// # Errors
     /// As there, and temporary trouble with the part.
@@ -214,7 +214,6 @@ impl Part {
             path: request.path.to_owned(),
             purpose: request.purpose,
             who: request.who,
-            lenience: request.lenience,
         };
         let (reply, mut files) = self.ask(&asked, &[])?;
         let (
@@ -798,7 +797,6 @@ mod tests {
             who: Who { uid: 7, gid: 7 },
             login: None,
             directories: Vec::new(),
-            environment: Vec::new(),
         };
         let given = input.try_clone().unwrap();
         part.run(

@@ -3,7 +3,6 @@
 //! A packet that is longer than [`PACKET_BYTES_MAX`], brings more than [`FILES_MAX`] files or does not parse is an error
 //! of whoever reads it. Paths that are not UTF-8 can't be sent. Blocks: for the other side. Source: unix(7), seqpacket.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -17,7 +16,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::safe_file::{Lenience, Purpose, Refusal, Who};
+use crate::safe_file::{Purpose, Refusal, Who};
 
 /// Bytes of the longest packet.
 pub const PACKET_BYTES_MAX: usize = 64 << 10;
@@ -35,8 +34,6 @@ pub enum Request {
         purpose: Purpose,
         /// With whose rights; `None`: its owner's.
         who: Option<Who>,
-        /// What is let pass.
-        lenience: Lenience,
     },
     /// Open a file that the configuration names, such as a map, for reading.
     OpenNamed {
@@ -174,8 +171,6 @@ pub struct ProgramRequest {
     pub login: Option<String>,
     /// The first that can be entered is where it starts.
     pub directories: Vec<PathBuf>,
-    /// Variables.
-    pub environment: Vec<(String, OsString)>,
 }
 
 /// What the part answers.
@@ -449,6 +444,7 @@ mod tests {
     /// A user's link leads where it likes; the part's answer once could not be sent.
     #[test]
     fn a_refusal_of_a_directory_that_is_not_utf8_is_sent() {
+        use std::ffi::OsString;
         use std::os::unix::ffi::OsStringExt;
         let (ours, theirs) = pair();
         let path = PathBuf::from(OsString::from_vec(b"/home/bob/d\xff".to_vec()));

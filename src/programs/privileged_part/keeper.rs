@@ -13,6 +13,7 @@ use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -36,6 +37,7 @@ use crate::privileged::wire::{
 };
 use crate::programs::run_file::{RunFile, pid_file_content};
 use crate::programs::wiring::file_lenience;
+use crate::route::ListLenience;
 use crate::safe_file::{self, Lenience, Purpose, ReadRequest, Who};
 use crate::users::Users;
 
@@ -49,6 +51,8 @@ pub(super) struct Keeper {
     mailboxes: PathBuf,
     /// What is let pass of the files that aliases and `.forward`s name.
     file_lenience: Lenience,
+    /// What is let pass of `.forward`s and lists.
+    list_lenience: ListLenience,
     users: Users,
     daemon: Who,
     default_user: Who,
@@ -90,6 +94,7 @@ impl Keeper {
         Self {
             mailboxes: config.paths.mailbox_directory.clone(),
             file_lenience: file_lenience(config),
+            list_lenience: ListLenience::of(config.route.dont_blame),
             users: Users::new(config.paths.passwd_file.as_deref(), None),
             daemon,
             default_user,
@@ -101,7 +106,7 @@ impl Keeper {
                     Transport::Program(path) => Some(PathBuf::from(path)),
                     _ => None,
                 })
-                .filter(|path| path != shell && !path.ends_with("sh"))
+                .filter(|path| path != shell && !is_shell(path))
                 .collect(),
             named_files: NamedFiles::of(&config.route),
             limits: config.deliver.program_limits,
@@ -162,16 +167,15 @@ impl Keeper {
     fn answer(&self, request: Request, files: Vec<OwnedFd>) -> Answer {
         let done = |files| Ok((Reply::Done, files));
         match request {
-            Request::Read {
-                path,
-                purpose,
-                who,
-                lenience,
-            } => self.read(&ReadRequest {
+            Request::Read { path, purpose, who } => self.read(&ReadRequest {
                 path: &path,
                 purpose,
                 who,
-                lenience,
+                lenience: match purpose {
+                    Purpose::Forward => self.list_lenience.forward,
+                    Purpose::Include => self.list_lenience.include,
+                    Purpose::Class => self.list_lenience.class,
+                },
                 trusted: None,
             }),
             Request::OpenNamed { path } => done(vec![self.named_files.open(&path)?.into()]),
@@ -187,9 +191,12 @@ impl Keeper {
                 inode,
             } => {
                 let (path, _) = self.mailbox_of(&user)?;
-                let is_same = path.symlink_metadata().is_ok_and(|named| {
-                    (named.dev(), named.ino(), named.nlink()) == (device, inode, 1)
-                });
+                let is_same = match path.symlink_metadata() {
+                    Ok(named) => (named.dev(), named.ino(), named.nlink()) == (device, inode, 1),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                    // Not to know is not to be gone (I9).
+                    Err(error) => return Err(error.into()),
+                };
                 Ok((if is_same { Reply::Done } else { Reply::No }, Vec::new()))
             }
             Request::Lock { user } => self.lock(user),
@@ -224,16 +231,44 @@ impl Keeper {
             }
             Request::Reap { process } => self.reap(process),
             Request::PublishProcess => {
-                let content = pid_file_content(&self.command_line);
-                let published = RunFile::publish(&self.pid_file, content, 0o600)?;
-                self.held().published = Some(published);
+                self.publish_process()?;
                 done(Vec::new())
             }
             Request::Restart => {
-                self.held().restarts = true;
+                let mut held = self.held();
+                if held.is_over {
+                    return Err(is_over());
+                }
+                held.restarts = true;
+                drop(held);
                 done(Vec::new())
             }
         }
+    }
+
+    fn publish_process(&self) -> Result<(), Problem> {
+        let held = self.held();
+        if held.is_over {
+            return Err(is_over());
+        }
+        if held.published.is_some() {
+            return Ok(());
+        }
+        drop(held);
+        let content = pid_file_content(&self.command_line);
+        let published = RunFile::publish(&self.pid_file, content, 0o600)?;
+        let mut held = self.held();
+        if held.is_over {
+            drop(held);
+            // The file goes here, with nothing held.
+            drop(published);
+            return Err(is_over());
+        }
+        // Of two that were made at once the file is one and the same, and goes with the last.
+        let replaced = held.published.replace(published);
+        drop(held);
+        std::mem::forget(replaced);
+        Ok(())
     }
 
     /// Whom may be acted for: an account with a group it is in, the default user, the daemon; never root.
@@ -297,16 +332,7 @@ impl Keeper {
                 self.check_user(who)?;
                 who
             }
-            None => {
-                let seen = std::fs::metadata(request.path)?;
-                match seen.uid() {
-                    0 => self.daemon,
-                    uid => Who {
-                        uid,
-                        gid: seen.gid(),
-                    },
-                }
-            }
+            None => self.reader_for(std::fs::metadata(request.path)?.uid())?,
         };
         let text = safe_file::read(&ReadRequest {
             who: Some(who),
@@ -326,6 +352,24 @@ impl Keeper {
             is_writable_by_others: text.is_writable_by_others,
         };
         Ok((reply, vec![file.into()]))
+    }
+
+    /// Whom a list is read as, by whose it is. A file's group says nothing of its owner's: it may be any that its folder
+    /// gave it. Owners without an account have the default user's.
+    fn reader_for(&self, owner_uid: u32) -> Result<Who, Problem> {
+        if owner_uid == 0 {
+            return Ok(self.daemon);
+        }
+        let account = self.users.by_uid(owner_uid);
+        let account = account.map_err(|error| Problem::Words(error.to_string()))?;
+        let gid = match account {
+            Some(account) if account.gid != 0 => account.gid,
+            _ => self.default_user.gid,
+        };
+        Ok(Who {
+            uid: owner_uid,
+            gid,
+        })
     }
 
     /// A user's mailbox and whose it is, as this process looks it up itself.
@@ -420,12 +464,8 @@ impl Keeper {
             time_limit: std::time::Duration::MAX,
             preamble: String::new(),
             form: Form::PLAIN,
-            environment: asked
-                .environment
-                .into_iter()
-                // What the loader believes must not come from a daemon that was taken over.
-                .filter(|(name, _)| !name.starts_with("LD_"))
-                .collect(),
+            // Nothing of the daemon's, which the loader or an interpreter might believe.
+            environment: Vec::new(),
             limits: self.limits,
             part: None,
         };
@@ -443,7 +483,7 @@ impl Keeper {
         if held.is_over {
             kill_group(process);
             let _ = child.wait();
-            return Err(Problem::Words("the daemon has ended".to_owned()));
+            return Err(is_over());
         }
         held.programs.insert(process, child);
         drop(held);
@@ -473,6 +513,10 @@ impl Keeper {
     }
 }
 
+fn is_over() -> Problem {
+    Problem::Words("the daemon has ended".to_owned())
+}
+
 fn opened(path: &Path, file: File, is_new: bool, who: Who) -> Answer {
     let mut files = vec![OwnedFd::from(file)];
     if is_new {
@@ -482,9 +526,105 @@ fn opened(path: &Path, file: File, is_new: bool, who: Who) -> Answer {
     Ok((Reply::Opened { is_new }, files))
 }
 
+/// Whether a program has a shell's name, as `/bin/bash` has.
+fn is_shell(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.as_bytes().ends_with(b"sh")
+}
+
 fn kill_group(process: u32) {
     if let Ok(group) = i32::try_from(process) {
         // One that is gone needs no killing.
         let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Role;
+
+    /// A keeper whose mailboxes are in a folder, with the users bob and eve (who has root's group), of ids that the
+    /// system does not have.
+    fn keeper(folder: &Path, mailboxes: &Path) -> Keeper {
+        let mut config = Config::defaults(Role::Mta, None);
+        let passwd = folder.join("passwd");
+        let accounts = "bob:x:52107:52108::/home/bob:/bin/sh\neve:x:52109:0::/home/eve:/bin/sh\n";
+        std::fs::write(&passwd, accounts).unwrap();
+        config.paths.passwd_file = Some(passwd);
+        config.paths.mailbox_directory = mailboxes.to_owned();
+        config.paths.pid_file = folder.join("pid");
+        let who = |id| Who { uid: id, gid: id };
+        Keeper::new(&config, who(101), who(102), &["sendmail".into()])
+    }
+
+    fn ask(keeper: &Keeper, request: Request) -> Result<Reply, Problem> {
+        Ok(keeper.answer(request, Vec::new())?.0)
+    }
+
+    #[test]
+    fn shells_are_no_mailers_for_root() {
+        for shell in [
+            "/bin/sh",
+            "/bin/bash",
+            "/usr/bin/dash",
+            "/bin/rbash",
+            "/x/smrsh",
+        ] {
+            assert!(is_shell(Path::new(shell)), "{shell}");
+        }
+        for program in ["/usr/bin/procmail", "/usr/sbin/shift", "/sh/uux", "/"] {
+            assert!(!is_shell(Path::new(program)), "{program}");
+        }
+    }
+
+    /// A list's group was taken for its owner's.
+    #[test]
+    fn a_list_is_read_with_a_group_of_its_owners_account() {
+        let folder = tempfile::tempdir().unwrap();
+        let keeper = keeper(folder.path(), folder.path());
+        for (uid, gid) in [(52_107, 52_108), (52_109, 102), (52_110, 102)] {
+            assert_eq!(keeper.reader_for(uid).unwrap(), Who { uid, gid });
+        }
+        assert_eq!(keeper.reader_for(0).unwrap(), keeper.daemon);
+    }
+
+    /// Any trouble was taken for a mailbox that is not there any more.
+    #[test]
+    fn a_mailbox_that_can_not_be_looked_at_is_not_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let is_mailbox = |mailboxes: &Path, inode| {
+            let request = Request::IsMailbox {
+                user: "bob".into(),
+                device: folder.path().metadata().unwrap().dev(),
+                inode,
+            };
+            ask(&keeper(folder.path(), mailboxes), request)
+        };
+        assert_eq!(is_mailbox(folder.path(), 1), Ok(Reply::No));
+        let mailbox = folder.path().join("bob");
+        std::fs::write(&mailbox, "").unwrap();
+        let inode = mailbox.metadata().unwrap().ino();
+        assert_eq!(is_mailbox(folder.path(), inode), Ok(Reply::Done));
+        assert_eq!(is_mailbox(folder.path(), inode + 1), Ok(Reply::No));
+        // A file where the folder was.
+        let trouble = is_mailbox(&mailbox, inode);
+        assert_eq!(trouble, Err(Problem::System(nix::libc::ENOTDIR)));
+    }
+
+    #[test]
+    fn the_pid_file_is_made_once_and_not_after_the_daemons_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let keeper = keeper(folder.path(), folder.path());
+        let pid_file = folder.path().join("pid");
+        for _ in 0..2 {
+            assert_eq!(ask(&keeper, Request::PublishProcess), Ok(Reply::Done));
+            assert!(pid_file.exists());
+        }
+        assert!(!keeper.end());
+        assert!(!pid_file.exists());
+        assert_eq!(ask(&keeper, Request::PublishProcess), Err(is_over()));
+        assert_eq!(ask(&keeper, Request::Restart), Err(is_over()));
+        assert!(!pid_file.exists());
     }
 }
