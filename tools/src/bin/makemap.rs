@@ -14,8 +14,9 @@ use diligence_tools::conversion::convert_map;
 use diligence_tools::map_place::{open_text, open_written, warn_of_directories, written_kind};
 use diligence_tools::progress::Progress;
 use diligence_tools::setting::{
-    EX_CANTCREAT, EX_DATAERR, EX_IOERR, EX_USAGE, Refusal, find_sandbox, load_config,
+    EX_CANTCREAT, EX_DATAERR, EX_IOERR, Refusal, find_sandbox, load_config,
 };
+use diligence_tools::stop::{Stop, end};
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -42,39 +43,17 @@ const GRAMMAR: Grammar<'static> = Grammar {
 /// Bytes of standard input read at once.
 const INPUT_BUFFER_BYTES: usize = 1 << 18;
 
-/// How the program ends before its time: a text for standard error, and a status.
-struct Stop {
-    text: String,
-    exit: u8,
+/// An error of standard input or output.
+fn broken(error: io::Error) -> Stop {
+    Stop::new("makemap", EX_IOERR, io_text(&error))
 }
 
-impl From<Refusal> for Stop {
-    fn from(refusal: Refusal) -> Self {
-        Self {
-            text: format!("makemap: {}\n", refusal.text),
-            exit: refusal.exit,
-        }
-    }
-}
-
-impl From<io::Error> for Stop {
-    fn from(error: io::Error) -> Self {
-        Self {
-            text: format!("makemap: {}\n", io_text(&error)),
-            exit: EX_IOERR,
-        }
-    }
+fn refused(refusal: Refusal) -> Stop {
+    Stop::refused("makemap", &refusal)
 }
 
 fn usage(text: &str) -> Stop {
-    let text = match text {
-        "" => USAGE.to_owned(),
-        text => format!("makemap: {text}\n{USAGE}"),
-    };
-    Stop {
-        text,
-        exit: EX_USAGE,
-    }
+    Stop::usage("makemap", text, USAGE)
 }
 
 /// Whether the source is read as an alias file.
@@ -110,10 +89,7 @@ struct Job {
 fn main() -> ExitCode {
     match run() {
         Ok(exit) => ExitCode::from(exit),
-        Err(stop) => {
-            eprint!("{}", stop.text);
-            ExitCode::from(stop.exit)
-        }
+        Err(stop) => end(Err(stop)),
     }
 }
 
@@ -128,7 +104,7 @@ fn run() -> Result<u8, Stop> {
     if job.converts {
         return convert(&job);
     }
-    let sandbox = find_sandbox(job.sandbox.as_deref())?;
+    let sandbox = find_sandbox(job.sandbox.as_deref()).map_err(refused)?;
     let (kind, safety) = find_kind(&job, sandbox.as_deref())?;
     let dest = kind.file_of(&job.name);
     warn_of_directories(&dest, safety, sandbox.as_deref());
@@ -151,7 +127,7 @@ fn run() -> Result<u8, Stop> {
         job.aliases == Aliases::Recognise && base_name(&job.name).starts_with(b"aliases");
     if may_be_aliases || job.aliases == Aliases::Always {
         let mut source = Vec::new();
-        input.read_to_end(&mut source)?;
+        input.read_to_end(&mut source).map_err(broken)?;
         if job.aliases == Aliases::Always || is_alias_syntax(&source) {
             return build_aliases(&job, kind, &dest, &options, old, &source);
         }
@@ -263,8 +239,8 @@ fn publish_options(job: &Job) -> PublishOptions {
 
 /// `--convert`: every pair of one map into another.
 fn convert(job: &Job) -> Result<u8, Stop> {
-    let sandbox = find_sandbox(job.sandbox.as_deref())?;
-    let config = load_config(None, sandbox.as_deref())?;
+    let sandbox = find_sandbox(job.sandbox.as_deref()).map_err(refused)?;
+    let config = load_config(None, sandbox.as_deref()).map_err(refused)?;
     let (from, to) = (job.class.to_string_lossy(), job.name.to_string_lossy());
     let options = publish_options(job);
     let converted = convert_map(&config, &from, &to, job.policy, job.with_nul, &options);
@@ -275,7 +251,7 @@ fn convert(job: &Job) -> Result<u8, Stop> {
             }
             Ok(if duplicates.is_empty() { 0 } else { EX_DATAERR })
         }
-        Err(refusal) => Err(refusal.into()),
+        Err(refusal) => Err(refused(refusal)),
     }
 }
 
@@ -287,7 +263,8 @@ fn find_kind(job: &Job, sandbox: Option<&Path>) -> Result<(MapKind, Safety), Sto
     if class != "cf" {
         // Read to find it wrong, too: a tool that is told of a configuration does not pass over one that is broken.
         let safety = match &job.config_file {
-            Some(file) => load_config(Some(file), sandbox)?
+            Some(file) => load_config(Some(file), sandbox)
+                .map_err(refused)?
                 .route
                 .dont_blame
                 .map_safety(),
@@ -295,19 +272,16 @@ fn find_kind(job: &Job, sandbox: Option<&Path>) -> Result<(MapKind, Safety), Sto
         };
         return Ok((named(&class)?, safety));
     }
-    let config = load_config(job.config_file.as_ref(), sandbox)?;
+    let config = load_config(job.config_file.as_ref(), sandbox).map_err(refused)?;
     let safety = config.route.dont_blame.map_safety();
     match (class_of_map(&config, &job.name), &job.fallback_class) {
         (Some(class), _) => Ok((named(&class)?, safety)),
         (None, Some(class)) => Ok((named(&class.to_string_lossy())?, safety)),
-        (None, None) => Err(Stop {
-            text: format!(
-                "makemap: mapfile {}: not found in {}\n",
-                job.name.display(),
-                config.file.display()
-            ),
-            exit: EX_DATAERR,
-        }),
+        (None, None) => {
+            let (name, file) = (job.name.display(), config.file.display());
+            let text = format!("mapfile {name}: not found in {file}");
+            Err(Stop::new("makemap", EX_DATAERR, text))
+        }
     }
 }
 
@@ -342,13 +316,9 @@ fn base_name(name: &Path) -> &[u8] {
 }
 
 fn cannot_open(job: &Job, class: &str, detail: &str) -> Stop {
-    Stop {
-        text: format!(
-            "makemap: error opening type {class} map {}: {detail}\n",
-            job.name.display()
-        ),
-        exit: EX_CANTCREAT,
-    }
+    let name = job.name.display();
+    let text = format!("error opening type {class} map {name}: {detail}");
+    Stop::new("makemap", EX_CANTCREAT, text)
 }
 
 fn publish_failed(job: &Job, kind: MapKind, error: &PublishError) -> Stop {
@@ -379,7 +349,7 @@ fn dump(job: &Job, kind: MapKind, dest: &Path) -> Result<u8, Stop> {
             }
         }
     });
-    failed.and_then(|()| out.flush())?;
+    failed.and_then(|()| out.flush()).map_err(broken)?;
     match listed {
         Ok(()) => Ok(0),
         Err(error) => Err(cannot_open(job, kind.name(), &open_text(&error))),
@@ -446,10 +416,10 @@ fn build(
     match read.and_then(|()| loader.flush()) {
         Ok(()) => {}
         Err(Trouble::Map(error)) => return Err(failed(&error)),
-        Err(Trouble::Io(error)) => return Err(error.into()),
+        Err(Trouble::Io(error)) => return Err(broken(error)),
     }
     let exit = loader.exit;
-    out.flush()?;
+    out.flush().map_err(broken)?;
     entries
         .builder
         .publish(dest, options)
