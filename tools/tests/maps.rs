@@ -548,6 +548,26 @@ fn maps_are_converted_between_classes() {
     assert_eq!(run(dir, "editmap -q hash uids y", ""), "0\n2\n");
 }
 
+/// The maps that an alias map is made of were once those of the system's configuration, whatever -C said.
+#[test]
+fn praliases_knows_the_maps_of_its_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let shown = dir.display();
+    let config = format!("alias_file = \"sequence:one\"\n[map]\none = \"hash {shown}/one\"\n");
+    std::fs::write(dir.join("c.toml"), config).unwrap();
+    std::fs::write(dir.join("wrong.toml"), "no_such_option = 1\n").unwrap();
+    assert_eq!(run(dir, "makemap hash one", "root alice\n"), "0\n");
+    for line in ["praliases -C c.toml", "praliases -C c.toml -f sequence:one"] {
+        assert_eq!(run(dir, line, ""), "0\nroot:alice\n", "{line}");
+    }
+    let refused = run(dir, "praliases -C wrong.toml -f sequence:one", "");
+    assert!(
+        refused.starts_with("78\npraliases: wrong.toml"),
+        "{refused}"
+    );
+}
+
 #[test]
 fn praliases_reads_alias_files_that_have_no_database() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@
 //! where an alias or the map is not there, as Sendmail's is; 66 and 78 tell of the configuration, 64 of the command
 //! line. Source: praliases(8).
 
-use diligence::config::Role;
+use diligence::config::Config;
 use diligence::programs::wiring::map_opener;
 use diligence_maps::alias::{each_alias, lookup_alias_once};
 use diligence_maps::{
@@ -19,6 +19,7 @@ use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 const USAGE: &str = "usage: praliases [-C cffile] [-f aliasfile] [key ...]
@@ -58,12 +59,16 @@ fn run() -> Result<(), Stop> {
     }
     let refused = |refusal| Stop::refused("praliases", &refusal);
     let sandbox = find_sandbox(sandbox.as_deref()).map_err(refused)?;
-    let (texts, safety) = match alias_file {
-        Some(file) => (vec![file.to_string_lossy().into_owned()], Safety::default()),
+    let load = || load_config(config_file.as_ref(), sandbox.as_deref()).map_err(refused);
+    let (texts, safety, config) = match alias_file {
+        Some(file) => {
+            let texts = vec![file.to_string_lossy().into_owned()];
+            (texts, Safety::default(), None)
+        }
         None => {
-            let config = load_config(config_file.as_ref(), sandbox.as_deref()).map_err(refused)?;
+            let config = load()?;
             let safety = config.route.dont_blame.map_safety();
-            (config.route.alias_files, safety)
+            (config.route.alias_files.clone(), safety, Some(config))
         }
     };
     let mut out = BufWriter::new(io::stdout().lock());
@@ -75,7 +80,12 @@ fn run() -> Result<(), Stop> {
             warn_of_directories(&definition.label(), safety, sandbox.as_deref());
         }
         if !matches!(definition.class, MapClass::File(_)) {
-            let map = open_other(&definition, sandbox.as_deref()).map_err(wrong)?;
+            let map = match &config {
+                Some(config) => open_other(&definition, config),
+                // -f names one map: the configuration is read at most once.
+                None => open_other(&definition, &load()?),
+            };
+            let map = map.map_err(wrong)?;
             print_other(&map, &parsed.words, &mut out).map_err(unwritten)?;
             continue;
         }
@@ -90,18 +100,12 @@ fn run() -> Result<(), Stop> {
 }
 
 /// A map that is no file of its own: the text itself, a sequence, a directory.
-fn open_other(
-    definition: &Definition,
-    sandbox: Option<&std::path::Path>,
-) -> Result<std::sync::Arc<OpenMap>, SpecError> {
-    // A configuration that is wrong was refused before, unless -f made it unneeded.
-    let config = load_config(None, sandbox)
-        .unwrap_or_else(|_| diligence::config::Config::defaults(Role::Mta, sandbox));
+fn open_other(definition: &Definition, config: &Config) -> Result<Arc<OpenMap>, SpecError> {
     let options = HandleOptions {
         lock_wait: LOCK_WAIT,
         ..HandleOptions::default()
     };
-    let mut set = MapSet::new(map_opener(&config, Safety::UNCHECKED), options);
+    let mut set = MapSet::new(map_opener(config, Safety::UNCHECKED), options);
     for (name, text) in &config.route.maps {
         set.define(name.clone(), Definition::parse(text)?);
     }
