@@ -193,7 +193,8 @@ impl Keeper {
         };
         // On a small disk they take no more room than is free beside them.
         let segment_bytes = inner.options.segment_bytes.max(1);
-        let room = inner.free_bytes()? / segment_bytes;
+        // Nor more than the least where that cannot be told: dead segments are given back all the same.
+        let room = inner.free_bytes().map_or(0, |free| free / segment_bytes);
         let spares_max =
             usize::try_from(room).map_or(spares_max, |room| spares_max.min(room.max(SPARES_MIN)));
         #[cfg(test)]

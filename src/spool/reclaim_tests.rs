@@ -298,3 +298,29 @@ fn spares_are_given_up_before_anybody_is_refused_for_want_of_room() {
     spool.keep();
     assert!(spool.accepting().is_ok());
 }
+
+#[test]
+fn segments_are_recycled_where_the_free_room_cannot_be_told() {
+    let storage = SimStorage::new(1);
+    let (spool, mut writer, clock) = open(&storage, options());
+    let live = traffic(&spool, &mut writer, 400);
+    storage.hide_free_bytes();
+    let segments = || {
+        let names = storage.list().unwrap();
+        let is_segment = |name: &&String| name.starts_with("segment-");
+        names.iter().filter(is_segment).count()
+    };
+    let before = segments();
+    for (id, _) in live {
+        let ticket = spool.remove(id).unwrap();
+        writer.step();
+        ticket.wait().unwrap();
+    }
+    for _ in 0..3 {
+        clock.advance(Duration::from_secs(61));
+        settle(&spool, &mut writer);
+    }
+    assert!(!spool.is_poisoned(), "{:?}", spool.take_remarks());
+    let after = segments();
+    assert!(after < before && after <= 3, "{after} of {before} segments");
+}

@@ -167,6 +167,8 @@ pub(super) struct Disk {
     pub(super) seed: u64,
     pub(super) random_calls: u64,
     pub(super) free_bytes: u64,
+    /// Nobody can tell how much that is.
+    is_free_unknown: bool,
     /// Calls so far, the one that fails, and what each was.
     calls: u64,
     fail_at: Option<(u64, io::ErrorKind)>,
@@ -323,6 +325,11 @@ impl SimStorage {
         self.disk().free_bytes = bytes;
     }
 
+    /// Lets [`Storage::free_bytes`] fail.
+    pub(super) fn hide_free_bytes(&self) {
+        self.disk().is_free_unknown = true;
+    }
+
     /// The disk as it is after the process ends without a power cut: what was written is there and stays unsynced.
     pub(super) fn kill(&self) -> Self {
         let disk = self.disk();
@@ -417,7 +424,11 @@ impl Storage for SimStorage {
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
-        Ok(self.disk().free_bytes)
+        let disk = self.disk();
+        match disk.is_free_unknown {
+            true => Err(io::ErrorKind::PermissionDenied.into()),
+            false => Ok(disk.free_bytes),
+        }
     }
 
     fn random(&self) -> u64 {
