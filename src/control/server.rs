@@ -482,6 +482,9 @@ async fn make_change(
             .iter()
             .map(|id| (*id, change.begin(&owner.spool, *id, &by)))
             .collect();
+        let mut answer = Vec::new();
+        let mut failed = None;
+        // All are waited for and logged before the client is told: one that has gone or a failure leaves none out.
         for (id, ticket) in begun {
             let changed = match ticket {
                 Ok(ticket) => ticket.await.map(|_| ()),
@@ -490,14 +493,17 @@ async fn make_change(
             match changed {
                 Ok(()) => {
                     change.log(&owner.maillog, id);
-                    send(stream, &[Frame::Text(format!("{id} {}", change.done()))]).await?;
+                    answer.push(Frame::Text(format!("{id} {}", change.done())));
                 }
                 Err(SpoolError::NotFound(_)) => {}
-                Err(error) => {
-                    let failure = Frame::error(ExitCode::TempFail, error.to_string());
-                    return send(stream, &[failure]).await;
-                }
+                Err(error) => failed = failed.or(Some(error)),
             }
+        }
+        let is_over = failed.is_some();
+        answer.extend(failed.map(|error| Frame::error(ExitCode::TempFail, error.to_string())));
+        send(stream, &answer).await?;
+        if is_over {
+            return Ok(());
         }
     }
     send(stream, &[Frame::End]).await
