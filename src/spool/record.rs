@@ -8,6 +8,8 @@
 //! the extents: for each chunk segment (u64), offset of the frame header (u64), payload length (u32); then their
 //! number (u32).
 //!
+//! Hold: version, held (u8: 1 held, 0 released), who did it (string), and to the end, optionally, the reason (string).
+//!
 //! Relocation: version, flags (u8: 1 held, 2 warned), 2 bytes 0, due in Unix ms (u64); recipients (u32) and for each standing
 //! (u8), tries (u32) and, optionally, length and payload of its last Outcome; expansions (u32) and for each length and payload;
 //! optionally length and payload of the last Hold; and to the end the payload of the Envelope, its extents the new ones.
