@@ -944,6 +944,67 @@ async fn what_is_more_than_a_report_holds_is_told_in_several() {
     within(queue.shutdown()).await;
 }
 
+/// What a later piece's aliases lead to is recorded and attempted without another attempt of those before.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expansion_in_a_later_piece_begins_nothing_anew() {
+    let site = Site::new();
+    site.bag.answer("far@remote.test", Answer::Defer);
+    site.bag.answer("x5@remote.test", Answer::Defer);
+    let queue = site.start();
+    let mut to = vec!["far@remote.test".to_owned()];
+    to.extend((0..5100).map(|n| format!("x{n}@remote.test")));
+    to.push("team".to_owned());
+    let to: Vec<&str> = to.iter().map(String::as_str).collect();
+    let id = site.accept("s@sender.test", &to).await;
+    settle(&queue).await;
+    for target in to.iter().filter(|to| **to != "team") {
+        assert_eq!(site.bag.tries(target), 1, "{target}");
+    }
+    for target in ["alice", "bob", "carol"] {
+        assert_eq!(site.bag.tries(target), 1, "{target}");
+    }
+    let message = site.spool.message(id).unwrap();
+    let pending = message.recipients.iter().filter(|(_, s)| !s.is_final());
+    assert_eq!(pending.count(), 2);
+    assert!(message.due_unix_ms > site.clock.unix_ms());
+    within(queue.shutdown()).await;
+}
+
+/// What the operator does to a message while a piece of it is attempted counts for the next piece.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_between_pieces_keeps_the_rest_and_a_removal_ends_the_run() {
+    let site = Site::new();
+    let queue = site.start();
+    let targets: Vec<String> = (0..5100).map(|n| format!("x{n}@remote.test")).collect();
+    let to: Vec<&str> = targets.iter().map(String::as_str).collect();
+    let (first, last) = (to[0], to[5099]);
+    let hang = || site.bag.answer(first, Answer::Hang);
+    let go_on = || site.bag.answers.lock().unwrap().remove(first);
+    hang();
+    let id = site.accept("s@sender.test", &to).await;
+    until("the first piece", || site.bag.tries(first) == 1).await;
+    site.spool.hold(id, true, "root").unwrap().await.unwrap();
+    go_on();
+    settle(&queue).await;
+    assert_eq!(site.bag.tries(last), 0);
+    site.spool.hold(id, false, "root").unwrap().await.unwrap();
+    settle(&queue).await;
+    assert_eq!((site.bag.tries(first), site.bag.tries(last)), (1, 1));
+    assert_eq!(site.spool.ids(), []);
+
+    hang();
+    let id = site.accept("s@sender.test", &to).await;
+    let mut lines = queue.watch(id);
+    until("the first piece", || site.bag.tries(first) == 2).await;
+    site.spool.remove(id).unwrap().await.unwrap();
+    go_on();
+    settle(&queue).await;
+    assert_eq!(site.bag.tries(last), 1);
+    // Who watches sees the end of a run that could not be recorded, too.
+    within(async { while lines.recv().await.is_some() {} }).await;
+    within(queue.shutdown()).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_over_held_messages_tries_them_and_leaves_them_held() {
     let site = Site::new();

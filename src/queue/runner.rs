@@ -49,10 +49,21 @@ struct Begun {
     next: usize,
 }
 
+/// How far a run has come when its message is read again.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reached {
+    /// Where its next piece begins.
+    next: usize,
+    /// Whether the sender had been warned before it; `None` when it begins.
+    had_warned: Option<bool>,
+}
+
 /// What routing made of a piece of a message.
 struct Plan {
     message: StoredMessage,
     taken: Taken,
+    /// Where the piece begins.
+    first: usize,
     /// Where the next piece begins, if there is one.
     next: Option<usize>,
     /// How often the piece was tried before.
@@ -95,6 +106,21 @@ impl Drop for OwnPlace {
     }
 }
 
+/// Ends what watchers see of a run, however that ends, unless it is to go on later.
+struct Watched {
+    shared: Arc<Shared>,
+    id: MessageId,
+    goes_on: bool,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if !self.goes_on {
+            self.shared.unwatch(self.id);
+        }
+    }
+}
+
 /// Works on one message until it is recorded, or given back.
 pub(super) async fn run(
     shared: Arc<Shared>,
@@ -105,11 +131,16 @@ pub(super) async fn run(
     let id = lease.id();
     let may_be_held = lease.may_be_held();
     let verbose = shared.verbose(id);
+    let mut watched = Watched {
+        shared: Arc::clone(&shared),
+        id,
+        goes_on: false,
+    };
     let (mut lease, mut place) = (lease, Some(place));
-    let mut begun = None;
+    let (mut begun, mut reached) = (None, Reached::default());
     loop {
         let worker = Arc::clone(&shared);
-        let work = move || plan(&worker, id, begun, may_be_held);
+        let work = move || plan(&worker, id, begun, reached, may_be_held);
         let planned = match tokio::task::spawn_blocking(work).await {
             Ok(planned) => planned,
             Err(error) => {
@@ -121,10 +152,7 @@ pub(super) async fn run(
         };
         let mut plan = match planned {
             Ok(Some(plan)) => plan,
-            Ok(None) => {
-                shared.unwatch(id);
-                return;
-            }
+            Ok(None) => return,
             Err(error) => {
                 let text = format!("message can't be read: {error}");
                 shared.maillog.system_error(Some(id), "root", &text);
@@ -136,11 +164,15 @@ pub(super) async fn run(
             plan.lines.drain(..).for_each(|line| verbose(&line));
         }
         if !plan.expansions.is_empty() {
+            reached = Reached {
+                next: plan.first,
+                had_warned: Some(plan.message.has_warned),
+            };
             if let Err(error) = expand(&shared, &lease, plan).await {
                 not_recorded(&shared, lease, &error);
                 return;
             }
-            // Looked at afresh, with the ids the spool gave.
+            // Looked at afresh, with the ids the spool gave; not whom this run has attempted.
             begun = None;
             continue;
         }
@@ -156,7 +188,10 @@ pub(super) async fn run(
                     lease = kept;
                     slots
                 }
-                Start::Parked => return,
+                Start::Parked => {
+                    watched.goes_on = true;
+                    return;
+                }
                 Start::Refused(kept) => {
                     put_off(&shared, kept, &plan, window);
                     return;
@@ -178,7 +213,6 @@ pub(super) async fn run(
         let ended = attempt(&shared, &mut plan, slots, own_place, verbose.as_ref()).await;
         let Some(next) = plan.next else {
             record(&shared, lease, plan, ended, window).await;
-            shared.unwatch(id);
             return;
         };
         match record_piece(&shared, &lease, plan, ended).await {
@@ -216,9 +250,14 @@ async fn expand(shared: &Shared, lease: &Lease, plan: Plan) -> Result<(), SpoolE
     Ok(())
 }
 
-/// Reads a message, for a run from its first recipient on. `None` if it is not to be tried. Blocks: disk.
-fn begin(shared: &Shared, id: MessageId, may_be_held: bool) -> Result<Option<Begun>, SpoolError> {
-    let message = match shared.spool.message(id) {
+/// Reads a message, for a run from where it has come to. `None` if it is not to be tried. Blocks: disk.
+fn begin(
+    shared: &Shared,
+    id: MessageId,
+    reached: Reached,
+    may_be_held: bool,
+) -> Result<Option<Begun>, SpoolError> {
+    let mut message = match shared.spool.message(id) {
         Ok(message) => message,
         Err(SpoolError::NotFound(_)) => return Ok(None),
         Err(error) => return Err(error),
@@ -226,16 +265,19 @@ fn begin(shared: &Shared, id: MessageId, may_be_held: bool) -> Result<Option<Beg
     if message.is_held && !may_be_held {
         return Ok(None);
     }
+    if let Some(had_warned) = reached.had_warned {
+        message.has_warned = had_warned;
+    }
     let mut taken = Taken::new();
-    for (recipient, state) in &message.recipients {
-        if state.is_final() {
+    for (at, (recipient, state)) in message.recipients.iter().enumerate() {
+        if state.is_final() || at < reached.next {
             taken.note(&shared.router, recipient, state);
         }
     }
     Ok(Some(Begun {
         message,
         taken,
-        next: 0,
+        next: reached.next,
     }))
 }
 
@@ -245,11 +287,16 @@ fn plan(
     shared: &Shared,
     id: MessageId,
     begun: Option<Begun>,
+    reached: Reached,
     may_be_held: bool,
 ) -> Result<Option<Plan>, SpoolError> {
     let begun = match begun {
-        Some(begun) => Some(begun),
-        None => begin(shared, id, may_be_held)?,
+        // The operator may have held it or removed it since.
+        Some(begun) => Some(begun).filter(|_| match shared.spool.is_held(id) {
+            Some(is_held) => !is_held || may_be_held,
+            None => false,
+        }),
+        None => begin(shared, id, reached, may_be_held)?,
     };
     let Some(Begun {
         message,
@@ -382,6 +429,7 @@ fn plan(
     Ok(Some(Plan {
         message,
         taken,
+        first,
         next,
         tries: tries_before,
         sender,
@@ -863,7 +911,6 @@ fn not_recorded(shared: &Shared, lease: Lease, error: &SpoolError) {
 
 /// Keeps the lease of a message that can't be worked on, so that it is tried again only when the lease ends.
 fn keep_aside(shared: &Shared, lease: Lease) {
-    shared.unwatch(lease.id());
     let mut kept = locked(&shared.unreadable);
     let oldest = (kept.len() >= UNREADABLE_MAX)
         .then(|| kept.pop_front())

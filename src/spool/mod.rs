@@ -408,6 +408,13 @@ impl Spool {
         lock(&self.inner.index).is_leased(id)
     }
 
+    /// Whether this message is held back; `None` if it is not live. Blocks: never.
+    #[must_use]
+    pub fn is_held(&self, id: MessageId) -> Option<bool> {
+        let index = lock(&self.inner.index);
+        index.get_without_recipients(id).map(|entry| entry.is_held)
+    }
+
     /// Whether this message is leased and only the record of its attempt is to come. Blocks: never.
     #[must_use]
     pub fn is_being_recorded(&self, id: MessageId) -> bool {
