@@ -276,10 +276,8 @@ impl Router {
                 [full, user, above.unwrap_or_default()].concat()
             }
             Place::Elsewhere(remote) => {
-                let domain = remote
-                    .domain()
-                    .map(|domain| self.domain_keys(&domain.folded()));
-                [full_keys(&remote), domain.unwrap_or_default()].concat()
+                let domain = self.keys_above(&remote);
+                [full_keys(&remote), domain].concat()
             }
         };
         let word = self.value(Tag::SPAM, keys)?.unwrap_or_default();
@@ -311,13 +309,7 @@ impl Router {
     /// # Errors
     /// 451 if a lookup did not work.
     pub fn greet_pause_ms(&self, client: &Client) -> Result<Option<u32>, Denial> {
-        let names = client
-            .name
-            .as_ref()
-            .map(|name| self.domain_keys(&fold(name)));
-        let keys = names.unwrap_or_default().into_iter();
-        let keys = keys.chain(client_address_keys(client.address));
-        let value = self.value(Tag::GREET_PAUSE, keys)?;
+        let value = self.value(Tag::GREET_PAUSE, self.client_keys(client))?;
         Ok(self.told_number(Tag::GREET_PAUSE, value))
     }
 
@@ -379,19 +371,15 @@ impl Router {
                 let unfolded = (address.local_unquoted() != *local)
                     .then(|| Address::from_parts(local, Domain::parse(&self.host_name).ok()));
                 let address = unfolded.as_ref().unwrap_or(address);
-                let domain = address
-                    .domain()
-                    .map(|domain| self.domain_keys(&domain.folded()));
+                let domain = self.keys_above(address);
                 let keys = [full_keys(address), user_keys(address)];
                 let keys = keys.into_iter().flatten();
-                self.look_up(Tag::TO, keys.chain(domain.unwrap_or_default()))
+                self.look_up(Tag::TO, keys.chain(domain))
             }
             Place::Elsewhere(remote) => {
-                let domain = remote
-                    .domain()
-                    .map(|domain| self.domain_keys(&domain.folded()));
+                let domain = self.keys_above(remote);
                 let keys = full_keys(remote).into_iter();
-                self.look_up(Tag::TO, keys.chain(domain.unwrap_or_default()))
+                self.look_up(Tag::TO, keys.chain(domain))
             }
         }
     }
@@ -427,10 +415,8 @@ impl Router {
             RelayMailFrom::No => return Ok(false),
             RelayMailFrom::Address => {}
             RelayMailFrom::Domain => {
-                let domain = address
-                    .domain()
-                    .map(|domain| self.domain_keys(&domain.folded()));
-                keys.extend(domain.unwrap_or_default());
+                let domain = self.keys_above(address);
+                keys.extend(domain);
             }
         }
         Ok(self.look_up(Tag::FROM_ONLY, keys)? == Some(Entry::Relay))
@@ -458,6 +444,19 @@ impl Router {
                 let above = folded.strip_suffix(own.as_str());
                 !own.is_empty() && above.is_some_and(|head| head.is_empty() || head.ends_with('.'))
             })
+    }
+
+    /// An address's domain and those above it; none without a domain.
+    fn keys_above(&self, address: &Address) -> Vec<String> {
+        let domain = address.domain();
+        domain.map_or_else(Vec::new, |domain| self.domain_keys(&domain.folded()))
+    }
+
+    /// A client's name and the domains above it, if it has one, then its address and the networks it is in.
+    pub(super) fn client_keys(&self, client: &Client) -> impl Iterator<Item = String> + use<> {
+        let name = client.name.as_ref();
+        let names = name.map_or_else(Vec::new, |name| self.domain_keys(&fold(name)));
+        names.into_iter().chain(client_address_keys(client.address))
     }
 
     /// A domain and those above it, as keys of the access map.
@@ -517,12 +516,7 @@ impl Router {
     }
 
     fn client_entry(&self, tag: Tag, client: &Client) -> Result<Option<Entry>, Denial> {
-        let names = client
-            .name
-            .as_ref()
-            .map(|name| self.domain_keys(&fold(name)));
-        let keys = names.unwrap_or_default().into_iter();
-        self.look_up(tag, keys.chain(client_address_keys(client.address)))
+        self.look_up(tag, self.client_keys(client))
     }
 
     fn look_up(

@@ -9,6 +9,7 @@
 use std::net::IpAddr;
 
 use super::refusal::dotted;
+use super::tables::strip_word;
 use crate::address::{Address, Domain};
 use crate::status::{Reply, Status};
 
@@ -137,8 +138,7 @@ impl Entry {
 
 /// What follows a word in any case.
 fn after<'v>(value: &'v str, word: &str) -> Option<&'v str> {
-    let (head, rest) = value.split_at_checked(word.len())?;
-    head.eq_ignore_ascii_case(word).then(|| rest.trim())
+    strip_word(value, word).map(str::trim)
 }
 
 /// `[ERROR:[d.s.n:]][ccc [d.s.n]] text`, the rest in quotes or not.

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use diligence_maps::FileAccess;
 
+use super::access_entry::fold;
 use super::{Notice, RouteError};
 use crate::config::ClassOptions;
 use crate::safe_file::{self, Lenience, Purpose, ReadRequest, Refusal, Who};
@@ -195,7 +196,7 @@ impl ClassReader {
         for (at, line) in String::from_utf8_lossy(&bytes).lines().enumerate() {
             let line = line.split_once('#').map_or(line, |(words, _)| words);
             let mut parts = line.split_whitespace();
-            let first = parts.next().map(folded).filter(|word| !word.is_empty());
+            let first = parts.next().map(fold).filter(|word| !word.is_empty());
             words.extend(first);
             surplus = surplus.or(parts.next().map(|word| (at + 1, word.to_owned())));
         }
@@ -225,7 +226,7 @@ impl WordClass {
             Some(path) => Some(Class::open(path, reader)?),
             None => None,
         };
-        let words = options.words.iter().map(|word| folded(word)).collect();
+        let words = options.words.iter().map(|word| fold(word)).collect();
         Ok(Self { words, file })
     }
 
@@ -254,10 +255,6 @@ fn is_or_is_below(folded: &str, words: &HashSet<String>) -> bool {
         rest = name.split_once('.').map(|(_, above)| above);
     }
     false
-}
-
-fn folded(word: &str) -> String {
-    word.strip_suffix('.').unwrap_or(word).to_ascii_lowercase()
 }
 
 /// `None` if there is no such file.

@@ -100,13 +100,7 @@ impl PlainServer {
 impl Router {
     /// Whether the access map lets mail come over a plain connection from a client (`TLS_Clt:`).
     pub(super) fn check_tls_client(&self, client: &Client) -> Result<(), Denial> {
-        let names = client
-            .name
-            .as_ref()
-            .map(|name| self.domain_keys(&fold(name)));
-        let keys = names.unwrap_or_default().into_iter();
-        let keys = keys.chain(client_address_keys(client.address));
-        match self.demand(Tag::TLS_CLT, keys)? {
+        match self.demand(Tag::TLS_CLT, self.client_keys(client))? {
             Some(demand) => Err(demand.refusal("authentication required")),
             None => Ok(()),
         }

@@ -25,6 +25,7 @@ use super::gate::ClientRates;
 use super::names::ClientNames;
 use super::settings::{ClientLoad, Peer};
 use crate::config::DaemonPort;
+use crate::config::access::Control;
 use crate::maillog::{QueueId, Severity};
 use crate::status::{Reply, Status};
 
@@ -339,9 +340,16 @@ impl Door {
         peer.client.name_lookup = name.lookup;
         peer.daemon = Arc::clone(&self.name);
         if let Some(counted) = &counted {
-            let now = self.backend.settings.clock.monotonic();
+            // Nobody asks for it otherwise.
+            let rate = match self.backend.access.ratecontrol {
+                Control::Off => 0,
+                Control::On | Control::Terminate => {
+                    let now = self.backend.settings.clock.monotonic();
+                    counted.open.rates.count(client, now)
+                }
+            };
             peer.load = ClientLoad {
-                rate: counted.open.rates.count(client, now),
+                rate,
                 open: u32::try_from(counted.of_client).unwrap_or(u32::MAX),
             };
         }
