@@ -322,6 +322,26 @@ fn a_lists_group_gives_its_owner_no_rights() {
     running.stop();
 }
 
+/// The directory of a file that was just made was opened without the user's further groups, and the first mail bounced.
+#[test]
+fn a_file_is_made_where_one_of_the_users_groups_may_write() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new();
+    fs::create_dir(place.path("shared")).unwrap();
+    chown(place.path("shared"), Some(0), Some(52_009)).unwrap();
+    fs::set_permissions(place.path("shared"), fs::Permissions::from_mode(0o770)).unwrap();
+    place.write_as(BOB, "home/bob/.forward", &format!("{PLACE}/shared/copy\n"));
+    let running = start(&place);
+    running.send(&["bob"], "the first");
+    let log = log_says(&place, "mailer=*file*");
+    assert!(log.contains("stat=Sent"), "{log}");
+    assert!(place.text("shared/copy").contains("the first"));
+    assert_eq!(owner_and_mode(&place.path("shared/copy")), (BOB, 0o600));
+    running.stop();
+}
+
 #[test]
 fn either_half_killed_ends_the_other_and_nothing_is_lost() {
     use nix::sys::signal::{Signal, kill};

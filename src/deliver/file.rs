@@ -136,15 +136,14 @@ impl Shared {
         let opened = match &options.part {
             Some(part) => part
                 .open_append(path, who)
-                .map(|opened| (opened.file, opened.directory.is_some(), opened.directory)),
-            None => safe_file::open_append(path, who, &options.file_lenience)
-                .map(|(file, is_new)| (file, is_new, None)),
+                .map(|opened| (opened.file, opened.directory)),
+            None => safe_file::open_append(path, who, &options.file_lenience),
         };
         let refused = |outcome| Refused {
             outcome,
             is_locked: false,
         };
-        let (file, is_new, directory) = match opened {
+        let (file, directory) = match opened {
             Ok(opened) => opened,
             Err(refusal) if refusal.verdict() == Verdict::Temporary => {
                 let reason = format!("{}: {refusal}", path.display());
@@ -164,7 +163,7 @@ impl Shared {
             return Ok(None);
         }
         let wait_max = options.lock_wait_max;
-        OpenMailbox::of_file(path, file, is_new, directory, wait_max, &*self.clock)
+        OpenMailbox::of_file(path, file, directory, wait_max, &*self.clock)
             .map(Some)
             .map_err(|error| Refused {
                 outcome: outcome_of(&error),

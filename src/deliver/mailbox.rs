@@ -92,7 +92,7 @@ pub(crate) struct OpenMailbox {
     /// Bytes of the whole messages appended since.
     appended_bytes: u64,
     is_new: bool,
-    /// Its directory, if this process could not open it itself.
+    /// Its directory, where it is open already.
     directory: Option<File>,
     _lock: Option<Lock>,
 }
@@ -205,14 +205,13 @@ impl OpenMailbox {
         }
     }
 
-    /// Takes a file that is open already, for appending, and its record lock; `directory` is its own, if it is open, too.
+    /// Takes a file that is open already, for appending, and its record lock; with its own directory if it was just made.
     ///
     /// # Errors
     /// [`MailboxError::Locked`] after `wait_max`, [`MailboxError::Io`]; all temporary.
     pub(crate) fn of_file(
         path: &Path,
         file: File,
-        is_new: bool,
         directory: Option<File>,
         wait_max: Duration,
         clock: &dyn Clock,
@@ -232,7 +231,7 @@ impl OpenMailbox {
             file,
             opened_bytes,
             appended_bytes: 0,
-            is_new,
+            is_new: directory.is_some(),
             directory,
             _lock: None,
         })

@@ -15,11 +15,12 @@ mod walk;
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, openat};
 use serde::{Deserialize, Serialize};
 
 use crate::status::Verdict;
@@ -364,8 +365,8 @@ fn read_as(request: &ReadRequest<'_>, who: Who) -> Result<Text, Refusal> {
     })
 }
 
-/// Opens a file that mail is appended to, for a user, and makes it with mode 0600 if it is missing; says whether it was
-/// made. `/dev/null` is taken as it is. Directories may be anybody's, as the file's rights decide; never call it for root
+/// Opens a file that mail is appended to, for a user, and makes it with mode 0600 if it is missing; gives its directory as
+/// well if it was made, which the user need not be able to read. `/dev/null` is taken as it is. Directories may be anybody's, as the file's rights decide; never call it for root
 /// on a path that somebody else chose.
 ///
 /// # Errors
@@ -373,14 +374,33 @@ fn read_as(request: &ReadRequest<'_>, who: Who) -> Result<Text, Refusal> {
 ///
 /// # Durability
 /// None: the caller syncs the file and, if it was made, its directory.
-pub fn open_append(path: &Path, who: Who, lenience: &Lenience) -> Result<(File, bool), Refusal> {
+pub fn open_append(
+    path: &Path,
+    who: Who,
+    lenience: &Lenience,
+) -> Result<(File, Option<File>), Refusal> {
     if !path.is_absolute() {
         return Err(Refusal::Relative);
     }
-    as_user_or_groups(who, || open_append_as(path, lenience))
+    let (file, made_in) = as_user_or_groups(who, || open_append_as(path, lenience))?;
+    let directory = made_in.map(|held| open_held(&held, who)).transpose()?;
+    Ok((file, directory))
 }
 
-fn open_append_as(path: &Path, lenience: &Lenience) -> Result<(File, bool), Refusal> {
+/// Opens a directory that is held, to be synced: with our own rights, or the user's where a server does not heed them.
+/// The file is there by now, so that whatever goes wrong is trouble for now.
+fn open_held(held: &OwnedFd, who: Who) -> Result<File, Refusal> {
+    let open = || {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(File::from(openat(held, ".", flags, Mode::empty())?))
+    };
+    open()
+        .or_else(|_| as_user_or_groups(who, open))
+        .map_err(|refusal| Refusal::Io(io::Error::other(format!("its directory: {refusal}"))))
+}
+
+/// With the directory, held, if the file was made.
+fn open_append_as(path: &Path, lenience: &Lenience) -> Result<(File, Option<OwnedFd>), Refusal> {
     let flags = OFlags::RDWR | OFlags::APPEND;
     let mut walk = Walk::new(path, None)?;
     let entry = loop {
@@ -393,11 +413,12 @@ fn open_append_as(path: &Path, lenience: &Lenience) -> Result<(File, bool), Refu
     };
     if !entry.exists() {
         // Only one of two who make it at once makes it; the other finds it when it tries again.
-        return Ok((entry.create(flags, Mode::RUSR | Mode::WUSR)?, true));
+        let file = entry.create(flags, Mode::RUSR | Mode::WUSR)?;
+        return Ok((file, Some(entry.into_directory())));
     }
     let mode = entry.mode();
     if path == Path::new(NULL_DEVICE) && entry.kind() == FileType::CharacterDevice {
-        return Ok((entry.open(flags)?, false));
+        return Ok((entry.open(flags)?, None));
     }
     if entry.kind() != FileType::RegularFile {
         return Err(Refusal::NotRegular);
@@ -411,7 +432,7 @@ fn open_append_as(path: &Path, lenience: &Lenience) -> Result<(File, bool), Refu
     if entry.links() > 1 && !lenience.hard_link {
         return Err(Refusal::HardLink);
     }
-    Ok((entry.open(flags)?, false))
+    Ok((entry.open(flags)?, None))
 }
 
 fn owner_of(stat: &rustix::fs::Stat) -> Who {

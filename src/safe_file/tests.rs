@@ -79,7 +79,7 @@ fn append(path: &Path, who: Who) -> Result<bool, String> {
 
 fn append_leniently(path: &Path, who: Who, lenience: &Lenience) -> Result<bool, String> {
     open_append(path, who, lenience)
-        .map(|(_, is_new)| is_new)
+        .map(|(_, directory)| directory.is_some())
         .map_err(|refusal| refusal.to_string())
 }
 
@@ -402,6 +402,17 @@ fn with_roots_rights_a_file_is_opened_with_its_users() {
     let made = fs::metadata(home.join("new")).unwrap();
     use std::os::unix::fs::MetadataExt;
     assert_eq!((made.uid(), made.gid()), (NOBODY.uid, NOBODY.gid));
+    // In a directory that the user may not read, too: it is given to be synced all the same.
+    let unread = place.directory("unread", 0o300);
+    std::os::unix::fs::chown(&unread, Some(NOBODY.uid), Some(NOBODY.gid)).unwrap();
+    let (_, directory) = open_append(&unread.join("new"), NOBODY, &Lenience::default()).unwrap();
+    let directory = directory.unwrap();
+    directory.sync_all().unwrap();
+    let ino = |seen: fs::Metadata| seen.ino();
+    assert_eq!(
+        ino(directory.metadata().unwrap()),
+        ino(unread.metadata().unwrap())
+    );
     // The rights are back.
     assert!(append(&path, me()).is_ok());
     assert!(fs::write(place.path("roots-again"), "x").is_ok());

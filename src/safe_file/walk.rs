@@ -110,6 +110,11 @@ impl Entry {
         }
     }
 
+    /// The directory it is in, held but not open for reading.
+    pub(super) fn into_directory(self) -> OwnedFd {
+        self.directory
+    }
+
     fn open_with(&self, flags: OFlags, mode: Mode) -> Result<File, Refusal> {
         let safe = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         Ok(File::from(openat(

@@ -181,8 +181,8 @@ impl Keeper {
             Request::OpenNamed { path } => done(vec![self.named_files.open(&path)?.into()]),
             Request::Append { path, who } => {
                 self.check_user(who)?;
-                let (file, is_new) = safe_file::open_append(&path, who, &self.file_lenience)?;
-                opened(&path, file, is_new, who)
+                let (file, directory) = safe_file::open_append(&path, who, &self.file_lenience)?;
+                opened(file, directory)
             }
             Request::Mailbox { user } => self.mailbox(&user),
             Request::IsMailbox {
@@ -391,14 +391,11 @@ impl Keeper {
         let (path, owner) = self.mailbox_of(user)?;
         let trouble = |error: mailbox::MailboxError| Problem::Words(error.to_string());
         let file = match mailbox::open_existing(&path, owner).map_err(trouble)? {
-            Some(file) => return opened(&path, file, false, self.daemon),
+            Some(file) => return opened(file, None),
             None => mailbox::create(&path, owner).map_err(trouble)?,
         };
         match file {
-            Some(file) => Ok((
-                Reply::Opened { is_new: true },
-                vec![file.into(), File::open(&self.mailboxes)?.into()],
-            )),
+            Some(file) => opened(file, Some(File::open(&self.mailboxes)?)),
             None => Err(Problem::Words(
                 "the mailbox was just made by somebody else".to_owned(),
             )),
@@ -517,13 +514,14 @@ fn is_over() -> Problem {
     Problem::Words("the daemon has ended".to_owned())
 }
 
-fn opened(path: &Path, file: File, is_new: bool, who: Who) -> Answer {
-    let mut files = vec![OwnedFd::from(file)];
-    if is_new {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        files.push(safe_file::as_user(who, || File::open(folder))?.into());
-    }
-    Ok((Reply::Opened { is_new }, files))
+/// A file, and its directory if it is new.
+fn opened(file: File, directory: Option<File>) -> Answer {
+    let is_new = directory.is_some();
+    let files = [Some(file), directory];
+    Ok((
+        Reply::Opened { is_new },
+        files.into_iter().flatten().map(OwnedFd::from).collect(),
+    ))
 }
 
 /// Whether a program has a shell's name, as `/bin/bash` has.
