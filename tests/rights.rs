@@ -342,6 +342,34 @@ fn a_file_is_made_where_one_of_the_users_groups_may_write() {
     running.stop();
 }
 
+/// A daemon that owned its folder could have root's scripts end any process.
+#[test]
+fn the_folder_of_the_pid_file_is_not_given_away() {
+    if !can_run() {
+        return;
+    }
+    let place = Place::new();
+    let config = place.text("sendmail.toml");
+    let beside = format!("pid_file = \"{PLACE}/run/pid\"");
+    let config = config.replace(&format!("pid_file = \"{PLACE}/pid\""), &beside);
+    place.write("sendmail.toml", &config);
+    let refused = place.run(&format!(
+        "exec timeout 60 \"$SENDMAIL\" -C {PLACE}/sendmail.toml -bD"
+    ));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned() + &place.text("log");
+    assert!(!refused.status.success());
+    assert!(
+        said.contains("pid_file /mnt/run/pid must not be in the folder"),
+        "{said}"
+    );
+    assert_eq!(owner_and_mode(&place.path("run")), (0, 0o755));
+    // The operator may have given it.
+    chown(place.path("run"), Some(DAEMON_UID), Some(DAEMON_UID)).unwrap();
+    let running = start(&place);
+    assert_eq!(owner_and_mode(&place.path("run/pid")), (0, 0o600));
+    running.stop();
+}
+
 #[test]
 fn either_half_killed_ends_the_other_and_nothing_is_lost() {
     use nix::sys::signal::{Signal, kill};

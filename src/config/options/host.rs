@@ -43,7 +43,7 @@ pub(super) const HOST: &[OptionDef] = &[
         "pid_file",
         "/var/run/sendmail.pid",
         Access::Path(|c| &mut c.paths.pid_file),
-        "Where the daemon writes its process id and command line.",
+        "Where the daemon writes its process id and command line; not in the folder of the control socket, unless that is the daemon's user's.",
     )
     .named("PidFile")
     .msp("/var/spool/clientmqueue/sm-client.pid")

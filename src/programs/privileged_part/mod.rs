@@ -299,7 +299,7 @@ impl DaemonHalf {
     /// Gives the daemon's own places to its user: its queue, its log file, and the folder of its control socket.
     ///
     /// # Errors
-    /// The system's.
+    /// The system's; or the pid file, which root's scripts believe, would lie in the folder of the control socket.
     pub fn give_places(&self, config: &Config) -> io::Result<()> {
         give_folder(&config.paths.queue_directory, 0o700, self.user, |_| true)?;
         let mut names = vec![&config.paths.control_socket];
@@ -323,10 +323,34 @@ impl DaemonHalf {
         };
         for path in &names {
             if let Some(folder) = path.parent() {
+                self.check_pid_file(&config.paths.pid_file, path, folder)?;
                 give_folder(folder, 0o755, self.user, is_ours)?;
             }
         }
         Ok(())
+    }
+
+    /// Who owns a folder puts what it likes in a file's place. One that is the daemon's already, as a client queue, is left
+    /// to whoever gave it.
+    fn check_pid_file(&self, pid_file: &Path, given_for: &Path, folder: &Path) -> io::Result<()> {
+        let number = |path: &Path| path.metadata().map(|seen| (seen.dev(), seen.ino()));
+        let is_same = pid_file.parent().is_some_and(|of_pid_file| {
+            of_pid_file == folder
+                || matches!((number(of_pid_file), number(folder)), (Ok(one), Ok(other)) if one == other)
+        });
+        let is_daemons = || {
+            folder
+                .metadata()
+                .is_ok_and(|seen| seen.uid() == self.user.uid)
+        };
+        if !is_same || is_daemons() {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "pid_file {} must not be in the folder of {}, which is to be the daemon's",
+            pid_file.display(),
+            given_for.display()
+        )))
     }
 
     /// The groups of the daemon's user, but never root's. Blocks: as NSS does.
