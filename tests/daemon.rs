@@ -482,6 +482,27 @@ fn a_client_queue_runner_takes_what_was_dropped_and_hands_it_over_when_the_mta_i
     assert!(!sandbox.path().join("run/sm-client.pid").exists());
 }
 
+/// A client that hangs up as soon as it has asked leaves no change without its line in the log.
+#[test]
+fn changes_are_logged_whether_or_not_the_client_stays() {
+    const COUNT: usize = 20;
+    let sandbox = Sandbox::new();
+    let daemon = sandbox.start_with(&["-O", "DeliveryMode=queue"]);
+    let ids: Vec<String> = (0..COUNT).map(|_| send_elsewhere(&daemon)).collect();
+    let request = Request::Change {
+        change: Change::Remove,
+        selection: Selection::all(Kind::Normal),
+    };
+    let socket = sandbox.path().join("run/control");
+    drop(Conversation::begin(&socket, &request).unwrap());
+    wait_for("a line for each", || {
+        let log = sandbox.text("var/log/maillog");
+        let is_logged = |id: &String| log.contains(&format!("{id}: removed by the operator"));
+        ids.iter().all(is_logged).then_some(())
+    });
+    assert!(daemon.stop().success());
+}
+
 /// Names the control socket to [`list_as_another_user`].
 const SOCKET_VARIABLE: &str = "DAEMON_TEST_CONTROL_SOCKET";
 
