@@ -970,6 +970,36 @@ async fn an_expansion_in_a_later_piece_begins_nothing_anew() {
     within(queue.shutdown()).await;
 }
 
+/// Who waits for a host with a later piece does not begin anew when its turn comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_piece_that_waits_for_its_host_begins_nothing_anew() {
+    let site = Site::new();
+    let queue = site.start();
+    site.bag.answer("x@slow.test", Answer::Hang);
+    for _ in 0..2 {
+        site.accept("s@sender.test", &["x@slow.test"]).await;
+    }
+    let tries = |target: &str| site.bag.tries(target);
+    until("the slow host to be busy", || tries("x@slow.test") == 2).await;
+    site.bag.answer("x0@remote.test", Answer::Defer);
+    let mut to: Vec<String> = (0..5000).map(|n| format!("x{n}@remote.test")).collect();
+    to.push("z@slow.test".to_owned());
+    let to: Vec<&str> = to.iter().map(String::as_str).collect();
+    let id = site.accept("s@sender.test", &to).await;
+    until("the first piece to be recorded", || {
+        let message = site.spool.message(id).unwrap();
+        message.recipients[4999].1.is_final()
+    })
+    .await;
+    site.accept("s@sender.test", &["y@quick.test"]).await;
+    until("another message", || tries("y@quick.test") == 1).await;
+    site.bag.answers.lock().unwrap().remove("x@slow.test");
+    settle(&queue).await;
+    assert_eq!((tries("x0@remote.test"), tries("z@slow.test")), (1, 1));
+    assert_eq!(site.spool.ids(), [id]);
+    within(queue.shutdown()).await;
+}
+
 /// What the operator does to a message while a piece of it is attempted counts for the next piece.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_between_pieces_keeps_the_rest_and_a_removal_ends_the_run() {

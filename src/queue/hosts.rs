@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::locked;
+use super::runner::Reached;
 use crate::deliver::Destination;
 use crate::spool::Lease;
 
@@ -20,6 +21,8 @@ pub const PARKED_MAX: usize = 100_000;
 /// A message that waits for a destination.
 pub(super) struct Parked {
     pub(super) lease: Lease,
+    /// How far its run has come.
+    pub(super) reached: Reached,
     /// Monotonic time since when.
     pub(super) since: Duration,
 }
@@ -74,6 +77,7 @@ impl Hosts {
     pub(super) fn start_or_park(
         self: &Arc<Self>,
         lease: Lease,
+        reached: Reached,
         destinations: &[Destination],
         now: Duration,
     ) -> Start {
@@ -111,7 +115,11 @@ impl Hosts {
         else {
             return Start::Slots(lease, slots);
         };
-        load.waiting.push_back(Parked { lease, since: now });
+        load.waiting.push_back(Parked {
+            lease,
+            reached,
+            since: now,
+        });
         state.parked += 1;
         Start::Parked
     }

@@ -49,9 +49,9 @@ struct Begun {
     next: usize,
 }
 
-/// How far a run has come when its message is read again.
+/// How far a run has come when its message is read again, after an expansion or a wait for a host.
 #[derive(Debug, Clone, Copy, Default)]
-struct Reached {
+pub(super) struct Reached {
     /// Where its next piece begins.
     next: usize,
     /// Whether the sender had been warned before it; `None` when it begins.
@@ -125,6 +125,7 @@ impl Drop for Watched {
 pub(super) async fn run(
     shared: Arc<Shared>,
     lease: Lease,
+    mut reached: Reached,
     place: OwnedSemaphorePermit,
     window: OwnedSemaphorePermit,
 ) {
@@ -137,7 +138,7 @@ pub(super) async fn run(
         goes_on: false,
     };
     let (mut lease, mut place) = (lease, Some(place));
-    let (mut begun, mut reached) = (None, Reached::default());
+    let mut begun = None;
     loop {
         let worker = Arc::clone(&shared);
         let work = move || plan(&worker, id, begun, reached, may_be_held);
@@ -163,11 +164,11 @@ pub(super) async fn run(
         if let Some(verbose) = &verbose {
             plan.lines.drain(..).for_each(|line| verbose(&line));
         }
+        reached = Reached {
+            next: plan.first,
+            had_warned: Some(plan.message.has_warned),
+        };
         if !plan.expansions.is_empty() {
-            reached = Reached {
-                next: plan.first,
-                had_warned: Some(plan.message.has_warned),
-            };
             if let Err(error) = expand(&shared, &lease, plan).await {
                 not_recorded(&shared, lease, &error);
                 return;
@@ -183,7 +184,10 @@ pub(super) async fn run(
             Vec::new()
         } else {
             let now = shared.clock.monotonic();
-            match shared.hosts.start_or_park(lease, &destinations, now) {
+            match shared
+                .hosts
+                .start_or_park(lease, reached, &destinations, now)
+            {
                 Start::Slots(kept, slots) => {
                     lease = kept;
                     slots

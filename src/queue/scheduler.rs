@@ -14,7 +14,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use super::retry::millis;
-use super::{Shared, locked, runner};
+use super::runner::{self, Reached};
+use super::{Shared, locked};
 use crate::config::DeliveryMode;
 use crate::deliver::Mailers;
 use crate::envelope::MessageId;
@@ -245,30 +246,38 @@ fn fill(shared: &Arc<Shared>, control: &Control, runs: &mut JoinSet<()>) -> bool
         let Ok(place) = Arc::clone(&shared.places).try_acquire_owned() else {
             return true;
         };
-        let Some(lease) = next_lease(shared, control) else {
+        let Some((lease, reached)) = next_lease(shared, control) else {
             return false;
         };
-        runs.spawn(runner::run(Arc::clone(shared), lease, place, window));
+        runs.spawn(runner::run(
+            Arc::clone(shared),
+            lease,
+            reached,
+            place,
+            window,
+        ));
     }
 }
 
-fn next_lease(shared: &Shared, control: &Control) -> Option<Lease> {
+/// The message that is to be worked on next, and how far a run of it has come that had to wait.
+fn next_lease(shared: &Shared, control: &Control) -> Option<(Lease, Reached)> {
     while let Some(parked) = shared.hosts.next_ready() {
         let waited = shared.clock.monotonic().saturating_sub(parked.since);
         if waited < PARKED_LEASE_TRUSTED {
-            return Some(parked.lease);
+            return Some((parked.lease, parked.reached));
         }
         let id = parked.lease.id();
         drop(parked);
         if let Some(lease) = shared.spool.lease_message(id, LEASE_TIME) {
-            return Some(lease);
+            return Some((lease, Reached::default()));
         }
     }
     if let Some(lease) = next_of_run(shared, control) {
-        return Some(lease);
+        return Some((lease, Reached::default()));
     }
     if is_immediate(shared) {
-        return shared.spool.lease_due(LEASE_TIME);
+        let lease = shared.spool.lease_due(LEASE_TIME)?;
+        return Some((lease, Reached::default()));
     }
     None
 }
